@@ -1,0 +1,35 @@
+# Two commands do everything on a fresh machine with Python >= 3.11:
+#   make demo    trains AlexNet on real digits, exports, verifies, benchmarks, says where the report is
+#   make test    lint, types and the whole test suite
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: demo test lint bench clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "cnnedge needs Python 3.11 or newer: make PYTHON=python3.11 …" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[cpu,export,dev]"
+	touch $(READY)
+
+demo: $(READY)
+	mkdir -p demo
+	$(BIN)/cnnedge train alexnet_v1 --data digits --epochs 6 -o demo/alexnet_v1.keras
+	$(BIN)/cnnedge export demo/alexnet_v1.keras -o demo/alexnet_v1 --force
+	$(BIN)/cnnedge verify demo/alexnet_v1
+	$(BIN)/cnnedge predict demo/alexnet_v1 demo/alexnet_v1/selftest/golden-00.png --top 3
+	@echo "the report: demo/alexnet_v1/report.html"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest -n 2 --dist loadfile
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info

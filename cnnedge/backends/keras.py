@@ -1,0 +1,132 @@
+"""Keras models on disk and as the reference that every exported variant is held against."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before the import: TF logs while it loads
+
+import keras
+import numpy as np
+
+from cnnedge.errors import ModelError
+from cnnedge.files import atomic_path
+from cnnedge.image import NORMALIZATIONS, ImageContract, normalize
+
+NOTE_ENTRY = "cnnedge.json"
+
+
+@dataclass(frozen=True)
+class ModelNote:
+    """What a `.keras` file cannot say by itself: what its input and its outputs mean.
+
+    It travels as one more entry of the `.keras` zip, which Keras itself ignores.
+    """
+
+    model: str
+    labels: tuple[str, ...]
+    image: ImageContract
+    normalization: str
+    weights: str = "trained"  # "random", "trained" or "user"
+    data: str | None = None
+    seed: int | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Return the note as a JSON document."""
+        return json.dumps(asdict(self) | {"image": self.image.to_dict()}, indent=1)
+
+    @staticmethod
+    def from_json(text: str | bytes) -> ModelNote:
+        """Read what `to_json` wrote."""
+        fields = json.loads(text)
+        fields["labels"] = tuple(fields["labels"])
+        fields["image"] = ImageContract.from_dict(fields["image"])
+        if fields["normalization"] not in NORMALIZATIONS:
+            raise ValueError(f"unknown normalization {fields['normalization']!r}")
+        return ModelNote(**fields)
+
+
+def save_model(model: keras.Model, path: Path | str, note: ModelNote) -> None:
+    """Write ``model`` and its note to a `.keras` file, whole or not at all.
+
+    Raises:
+        ModelError: ``path`` does not end in `.keras`.
+        CnnEdgeError: the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".keras":
+        raise ModelError(f"{path} does not end in .keras", fix="name the file F.keras")
+    with atomic_path(path) as temporary:
+        model.save(temporary)
+        with zipfile.ZipFile(temporary, "a") as archive:
+            archive.writestr(NOTE_ENTRY, note.to_json())
+
+
+def load_model(path: Path | str) -> tuple[keras.Model, ModelNote | None]:
+    """Load a `.keras` file, and its note where cnnedge wrote one.
+
+    Raises:
+        ModelError: the file is missing, truncated, not a Keras model, or needs code it lacks.
+    """
+    # Registers the layers of the built-in models, so that their files load.
+    from cnnedge.models import alexnet, layers, vgg  # noqa: F401
+
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"no model file {path}", fix="check the path")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            note = ModelNote.from_json(archive.read(NOTE_ENTRY)) if NOTE_ENTRY in names else None
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        raise ModelError(
+            f"{path} is not a whole .keras file ({error})", fix="save or copy the model again"
+        ) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"the note {NOTE_ENTRY} inside {path} is damaged ({error})",
+            fix="train or save the model again",
+        ) from error
+    try:
+        model = keras.saving.load_model(path, compile=False)
+    except Exception as error:  # Keras raises whatever its readers raise
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise ModelError(
+            f"Keras cannot load {path}: {first_line}",
+            fix="check that it is whole, and that its custom layers are registered",
+        ) from error
+    return model, note
+
+
+def predict(
+    model: keras.Model, batch: np.ndarray, normalization: str, *, batch_size: int = 32
+) -> np.ndarray:
+    """Return the reference answers to uint8 images.
+
+    Args:
+        model: A Keras classifier.
+        batch: Images, uint8 ``[N, H, W, C]``.
+        normalization: What the graph wants of its pixels, a name in `NORMALIZATIONS`.
+        batch_size: How many images Keras sees at once.
+
+    Returns:
+        float32 ``[N, classes]``.
+    """
+    answers = [
+        np.asarray(model(normalize(batch[i : i + batch_size], normalization), training=False))
+        for i in range(0, len(batch), batch_size)
+    ]
+    return np.concatenate(answers).astype(np.float32, copy=False)
+
+
+def scales_itself(model: keras.Model) -> bool:
+    """Tell whether a model begins with a layer that scales raw 0…255 pixels by itself."""
+    scaling = (keras.layers.Rescaling, keras.layers.Normalization)
+    first = list(model._flatten_layers(include_self=False))[:4]
+    return any(isinstance(layer, scaling) for layer in first)

@@ -1,0 +1,96 @@
+"""ONNX Runtime: sessions that run where they were asked to, or say that they do not."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from cnnedge.errors import BackendError
+
+# ORT rewrites a float bias between FP16 Q/DQ pairs as int32 with a scale computed in FP16, which
+# underflows: a VGG-16 then answers at random. Our CPU graphs carry int32 biases already, so
+# nothing is lost. See docs/decisions/ort-bias-quantization.md.
+DISABLED_OPTIMIZERS = ["WeightBiasQuantization"]
+CPU_PROVIDER = "CPUExecutionProvider"
+
+
+@dataclass(frozen=True)
+class Session:
+    """A model that ONNX Runtime has loaded; callable from many threads at once.
+
+    Attributes:
+        session: The ``onnxruntime.InferenceSession``.
+        provider: The provider that really runs it.
+    """
+
+    session: Any
+    provider: str
+    _input: str
+    _output: str
+
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        """Return probabilities, float32 ``[N, classes]``, of a batch as the graph takes it.
+
+        Raises:
+            BackendError: the runtime refused the batch.
+        """
+        try:
+            (answers,) = self.session.run([self._output], {self._input: batch})
+        except Exception as error:  # ORT's exceptions share no public base
+            raise BackendError(
+                f"ONNX Runtime cannot run this batch: {first_line(error)}"
+            ) from error
+        return answers
+
+
+def open_session(
+    model: Path | str | bytes, *, threads: int | None = None, provider: str = CPU_PROVIDER
+) -> Session:
+    """Load an ONNX model.
+
+    Args:
+        model: A file, or the model's bytes.
+        threads: How many threads one call may use; None lets the runtime decide.
+        provider: The execution provider to use.
+
+    Raises:
+        BackendError: the runtime cannot load the model, or would run it on another provider.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # errors alone; warnings of its optimizers are not the user's
+    if threads is not None:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+    source = model if isinstance(model, bytes) else os.fspath(model)
+    name = "the model" if isinstance(model, bytes) else os.fspath(model)
+    try:
+        session = ort.InferenceSession(
+            source, options, providers=[provider], disabled_optimizers=DISABLED_OPTIMIZERS
+        )
+    except Exception as error:
+        raise BackendError(
+            f"ONNX Runtime {ort.__version__} cannot load {name}: {first_line(error)}",
+            fix="export the bundle again, or update onnxruntime",
+        ) from error
+    ran = session.get_providers()[0]
+    if ran != provider:
+        raise BackendError(
+            f"{name} was to run on {provider}, and ONNX Runtime fell back to {ran}",
+            fix="run `cnnedge doctor` to see what this machine lacks",
+        )
+    return Session(session, ran, session.get_inputs()[0].name, session.get_outputs()[0].name)
+
+
+def version() -> str:
+    """Return the version of ONNX Runtime."""
+    return str(ort.__version__)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text."""
+    return (str(error).strip().splitlines() or [repr(error)])[0]

@@ -1,0 +1,136 @@
+"""Step: measure latency, contestants interleaved, so that a drifting machine moves all alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnnedge.bundle import open_bundle
+from cnnedge.image import normalize
+from cnnedge.machine import this_machine, tool_versions
+from cnnedge.progress import Progress, silent
+from cnnedge.result import Measurement, ratio_interval
+from cnnedge.runtime import open_variant
+
+WARM_UP_SECONDS = 0.5
+# A variant that takes longer than this for one image gets fewer rounds, not a longer wait.
+FEWEST_ROUNDS = 10
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Single-stream latencies of one model's variants, measured in one run.
+
+    Attributes:
+        measurements: One per contestant, batch 1, the runtime call alone: uint8 tensor in,
+            probabilities out; no decoding, no resizing.
+        baseline: The contestant that ratios are quoted against.
+        environment: Machine, versions, threads, and what is timed.
+    """
+
+    measurements: tuple[Measurement, ...]
+    baseline: str
+    environment: Mapping[str, Any]
+
+    def speed_up(self, name: str) -> tuple[float, float, float]:
+        """Return how many times faster than the baseline, and the ratio's 95 % interval."""
+        samples = {m.name: m.samples for m in self.measurements}
+        return ratio_interval(samples[name], samples[self.baseline])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-able data, raw samples included."""
+        rows = []
+        for measurement in self.measurements:
+            ratio, low, high = self.speed_up(measurement.name)
+            speed_up = {"ratio": ratio, "interval": [low, high], "against": self.baseline}
+            rows.append(measurement.to_dict() | {"speed_up": speed_up})
+        return {
+            "scenario": "single-stream",
+            "batch": 1,
+            "environment": dict(self.environment),
+            "measurements": rows,
+        }
+
+
+def measure_interleaved(
+    contestants: Mapping[str, Callable[[], Any]],
+    *,
+    seconds: float = 10.0,
+    most_rounds: int = 700,
+    clock: Callable[[], float] = time.perf_counter,
+    progress: Progress = silent,
+) -> list[Measurement]:
+    """Time callables in turn, A B C A B C …, until the time is spent.
+
+    Args:
+        contestants: What to call, by name.
+        seconds: About how long to measure, warm-up aside; at least `FEWEST_ROUNDS` rounds are
+            made whatever they take.
+        most_rounds: Stop after so many; 662 are enough for a p99.
+        clock: Seconds, monotonic.
+        progress: Told how many of ``most_rounds`` are done.
+    """
+    for call in contestants.values():  # the first calls allocate, compile and fill caches
+        start = clock()
+        call()
+        while clock() - start < WARM_UP_SECONDS:
+            call()
+    samples: dict[str, list[float]] = {name: [] for name in contestants}
+    start, rounds = clock(), 0
+    while rounds < most_rounds and (rounds < FEWEST_ROUNDS or clock() - start < seconds):
+        for name, call in contestants.items():
+            before = clock()
+            call()
+            samples[name].append(clock() - before)
+        rounds += 1
+        progress("benchmark", rounds, most_rounds)
+    return [Measurement(name, tuple(taken)) for name, taken in samples.items()]
+
+
+def bench_bundle(
+    path: Path | str,
+    *,
+    reference: Callable[[np.ndarray], np.ndarray] | None = None,
+    threads: int | None = None,
+    seconds: float = 10.0,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Benchmark:
+    """Measure every variant of a bundle, beside the Keras reference where it is given.
+
+    Args:
+        path: The bundle.
+        reference: The Keras reference, uint8 batch → probabilities; it becomes the baseline.
+        threads: Threads of each call; None lets the runtime use every core.
+        seconds: About how long to measure.
+        seed: Seeds the image, whose content does not matter to a CNN's speed.
+        progress: Told how far it is.
+    """
+    bundle = open_bundle(path)
+    manifest = bundle.manifest
+    size = (1, manifest.image.height, manifest.image.width, manifest.image.channels)
+    image = np.random.default_rng(seed).integers(0, 256, size, np.uint8)
+    feed = normalize(image, manifest.normalization) if manifest.input == "float32" else image
+    contestants: dict[str, Callable[[], Any]] = {}
+    if reference is not None:
+        contestants["keras"] = lambda: reference(image)
+    for variant in manifest.variants:
+        answer = open_variant(bundle, variant, threads=threads)
+        contestants[variant.name] = lambda answer=answer: answer(feed)  # type: ignore[misc]
+    measured = measure_interleaved(contestants, seconds=seconds, progress=progress)
+    return Benchmark(tuple(measured), next(iter(contestants)), environment(threads))
+
+
+def environment(threads: int | None) -> dict[str, Any]:
+    """Return what every figure is quoted with: machine, versions, threads, what is timed."""
+    return {
+        "machine": this_machine().to_dict(),
+        "threads": threads or this_machine().cores,
+        "timed": "the runtime call: uint8 tensor in, probabilities out",
+        "tools": tool_versions(),
+    }

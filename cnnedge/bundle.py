@@ -1,0 +1,229 @@
+"""The bundle: what was built, as a folder that is complete or absent, and checked when it is read.
+
+::
+
+    manifest.json     what is here: every file with its SHA-256, every variant with its figures
+    labels.txt        one label a line, in the order of the output
+    model.*.onnx      the variants
+    selftest/         golden images, the tensors they must become, the answers they must get
+    report.html       the same as a page
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from cnnedge.errors import BundleError
+from cnnedge.files import sha256
+from cnnedge.image import ImageContract
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+LABELS = "labels.txt"
+REPORT = "report.html"
+SELFTEST = "selftest"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One exported model of a bundle.
+
+    Attributes:
+        name: "fp32", "fp16", "int8" or "int8-trt".
+        file: Its path inside the bundle.
+        sha256: The file's hash.
+        bytes: The file's size.
+        precision: What was asked for: "fp32", "fp16" or "int8".
+        target: Which runtimes its graph is written for: "any", "cpu" or "trt".
+        achieved: Share of MACs and of weights per data type, read from the graph.
+        accuracy: A `Comparison` as data, or None where nothing was measured.
+        verdict: A `Verdict` as data, or None.
+        provider: The ONNX Runtime provider that really gave those answers.
+        latency: A `Measurement` as data (single stream, batch 1), or None.
+    """
+
+    name: str
+    file: str
+    sha256: str
+    bytes: int
+    precision: str
+    target: str
+    achieved: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    accuracy: Mapping[str, Any] | None = None
+    verdict: Mapping[str, Any] | None = None
+    provider: str | None = None
+    latency: Mapping[str, Any] | None = None
+
+    @property
+    def verified(self) -> bool:
+        """Whether this variant was held against the reference and did not fail its gate."""
+        return self.verdict is not None and self.verdict.get("status") != "failed"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a receiver has to know of a bundle; see docs/manifest.md for each field."""
+
+    name: str
+    model: Mapping[str, Any]
+    image: ImageContract
+    normalization: str
+    input: str
+    labels: tuple[str, ...]
+    variants: tuple[Variant, ...]
+    reference: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    tools: Mapping[str, str] = field(default_factory=dict)
+    max_drop: float = 0.5
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    def variant(self, name: str) -> Variant:
+        """Return the variant of that name.
+
+        Raises:
+            BundleError: there is none.
+        """
+        for variant in self.variants:
+            if variant.name == name:
+                return variant
+        known = ", ".join(variant.name for variant in self.variants)
+        raise BundleError(f"{self.name} has no variant {name!r}", fix=f"choose one of: {known}")
+
+    def to_json(self) -> str:
+        """Return the manifest as a JSON document."""
+        return json.dumps(asdict(self) | {"image": self.image.to_dict()}, indent=1) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> Manifest:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError, KeyError or TypeError: it is no manifest of this schema.
+        """
+        fields = json.loads(text)
+        if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
+            found = fields.get("schema") if isinstance(fields, dict) else None
+            raise ValueError(f"schema {found}, this cnnedge reads {SCHEMA}")
+        fields["image"] = ImageContract.from_dict(fields["image"])
+        fields["labels"] = tuple(fields["labels"])
+        fields["variants"] = tuple(Variant(**variant) for variant in fields["variants"])
+        return Manifest(**fields)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk whose files were checked against its manifest."""
+
+    root: Path
+    manifest: Manifest
+
+    def path(self, name: str) -> Path:
+        """Return the path of one of its files."""
+        return self.root / name
+
+
+def open_bundle(root: Path | str) -> Bundle:
+    """Read a bundle and check every file of it.
+
+    Raises:
+        BundleError: it is absent or incomplete, a file was altered, or a path leaves the bundle.
+    """
+    root = Path(root)
+    if not (root / MANIFEST).is_file():
+        what = "is no bundle: it has no manifest.json" if root.is_dir() else "does not exist"
+        raise BundleError(f"{root} {what}", fix="make one with `cnnedge export MODEL -o DIR`")
+    try:
+        manifest = Manifest.from_json((root / MANIFEST).read_text(encoding="utf-8"))
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise BundleError(
+            f"the manifest of {root} cannot be read ({error})", fix="copy or export it again"
+        ) from error
+    expected = {variant.file: variant.sha256 for variant in manifest.variants}
+    expected |= {name: str(entry["sha256"]) for name, entry in manifest.files.items()}
+    for name in expected:
+        _check_inside(root, name)
+    # Large first and two at a time: hashing is most of the time that loading a bundle takes.
+    names = sorted(expected, key=lambda name: -_size(root / name))
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        found = dict(zip(names, pool.map(lambda name: _hash(root, name), names), strict=True))
+    for name, digest in found.items():
+        if digest != expected[name]:
+            raise BundleError(
+                f"{root / name} is not what the manifest names: it was altered or cut short",
+                fix="copy or export the bundle again",
+            )
+    return Bundle(root, manifest)
+
+
+def describe_files(root: Path, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Return size and hash of files inside ``root``, as the manifest lists them."""
+    return {
+        name: {"bytes": (root / name).stat().st_size, "sha256": sha256(root / name)}
+        for name in sorted(names)
+    }
+
+
+def write_labels(root: Path, labels: tuple[str, ...]) -> None:
+    """Write ``labels.txt``.
+
+    Raises:
+        BundleError: a label holds a line break, which the file could not say.
+    """
+    for label in labels:
+        if len(label.splitlines()) > 1 or label != label.strip("\r\n"):
+            raise BundleError(f"the label {label!r} holds a line break", fix="rename that class")
+    (root / LABELS).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+
+
+def weights_digest(arrays: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of named weight arrays, in name order."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(name.encode())
+        digest.update(memoryview(arrays[name]).cast("B"))
+    return digest.hexdigest()
+
+
+def _check_inside(root: Path, name: str) -> None:
+    """Refuse a path that leaves the bundle, by its spelling or through a link."""
+    pure = PurePosixPath(name)
+    inside = (
+        not pure.is_absolute() and ".." not in pure.parts and "\\" not in name and ":" not in name
+    )
+    if inside:
+        try:
+            inside = (root / name).resolve().is_relative_to(root.resolve())
+        except (OSError, ValueError):
+            inside = False
+    if not inside:
+        raise BundleError(
+            f"the manifest of {root} names {name!r}, which lies outside the bundle",
+            fix="do not use this bundle",
+        )
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _hash(root: Path, name: str) -> str:
+    try:
+        return sha256(root / name)
+    except OSError as error:
+        raise BundleError(
+            f"{root / name} is missing or cannot be read ({error.strerror})",
+            fix="copy or export the bundle again",
+        ) from error

@@ -1,0 +1,81 @@
+"""Step: a Keras model becomes an FP32 ONNX graph that answers alike, and its FP16 sibling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cnnedge.errors import MissingExtraError
+from cnnedge.export.contract import (
+    give_probabilities,
+    take_float32,
+    take_uint8,
+    write_metadata,
+    write_names,
+)
+from cnnedge.export.fold import fold, lowest_opset
+from cnnedge.export.trace import image_shape, trace
+from cnnedge.graph.write import write_onnx
+from cnnedge.image import ImageContract
+
+# What onnxruntime 1.10 (2021) and every runtime since can read.
+IR_VERSION = 8
+
+
+@dataclass(frozen=True)
+class ExportedGraph:
+    """An FP32 ONNX graph in memory.
+
+    Attributes:
+        model: The ``onnx_ir.Model``.
+        emitted: What the Keras network gives: "probabilities", or "logits" (a softmax was added).
+    """
+
+    model: Any
+    emitted: str
+
+
+def export_onnx(
+    model: Any,
+    *,
+    name: str,
+    labels: tuple[str, ...],
+    image: ImageContract,
+    normalization: str = "unit",
+    input_dtype: str = "uint8",
+) -> ExportedGraph:
+    """Convert a Keras classifier to an ONNX graph that obeys the contract.
+
+    Args:
+        model: A ``keras.Model``: one image in, one score per class out.
+        name: What the graph is called.
+        labels: One label for each class.
+        image: The image contract; its size replaces a size that the model leaves open.
+        normalization: What the network wants of its pixels, a name in ``NORMALIZATIONS``.
+        input_dtype: "uint8" (normalization in the graph) or "float32" (the Keras signature).
+
+    Raises:
+        MissingExtraError: TensorFlow or tf2onnx is not installed.
+        ModelError: the model is no image classifier, or cannot be converted.
+    """
+    try:
+        import onnx_ir  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("onnx-ir", "export", purpose="exporting") from error
+    skeleton = trace(model, image.height, image.width)
+    graph = fold(skeleton)
+    if input_dtype == "uint8":
+        take_uint8(graph, image, normalization)
+    else:
+        take_float32(graph, image)
+    emitted = give_probabilities(graph, len(labels))
+    write_names(graph, skeleton.layers)
+    write_metadata(graph, name=name, labels=labels, image=image)
+    opset = lowest_opset(graph)
+    graph.graph.opset_imports.clear()
+    graph.graph.opset_imports[""] = opset
+    graph.ir_version = IR_VERSION
+    return ExportedGraph(graph, emitted)
+
+
+__all__ = ["ExportedGraph", "export_onnx", "image_shape", "write_onnx"]

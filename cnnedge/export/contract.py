@@ -1,0 +1,216 @@
+"""The ONNX contract: what every exported graph takes and gives, and what it says of itself.
+
+Input ``image``: uint8 ``[N, H, W, C]`` RGB (or grey), N dynamic. Output ``probabilities``: float32
+``[N, classes]``. Scaling and layout live in the graph, so an app cannot get them wrong; labels and
+the image contract are in ``metadata_props``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import numpy as np
+
+from cnnedge import __version__
+from cnnedge.errors import ModelError
+from cnnedge.export.fold import NHWC_TO_NCHW
+from cnnedge.graph.edit import (
+    attribute_ints,
+    initializer,
+    rename_initializer,
+    single_consumer,
+)
+from cnnedge.image import NORMALIZATIONS, ImageContract
+
+INPUT = "image"
+OUTPUT = "probabilities"
+META_LABELS = "cnnedge.labels"
+META_IMAGE = "cnnedge.image"
+META_MODEL = "cnnedge.model"
+META_VERSION = "cnnedge.version"
+
+
+def take_uint8(model: Any, image: ImageContract, normalization: str) -> None:
+    """Make the graph take raw uint8 images: cast, NCHW, and the network's own normalization.
+
+    The cast comes first because TensorRT wants a uint8 input cast before anything else.
+    """
+    import onnx_ir as ir
+
+    graph = model.graph
+    (old,) = graph.inputs
+    new = ir.Value(
+        name=INPUT,
+        shape=ir.Shape(["N", image.height, image.width, image.channels]),
+        type=ir.TensorType(ir.DataType.UINT8),
+    )
+    # Where the network begins by going to NCHW, as every traced convolution does, normalize
+    # behind that Transpose; a network that looks at the NHWC image first is left its layout.
+    transpose = single_consumer(old)
+    to_nchw = (
+        transpose is not None
+        and transpose.op_type == "Transpose"
+        and attribute_ints(transpose, "perm") == NHWC_TO_NCHW
+    )
+    nodes = [ir.node("Cast", [new], {"to": ir.DataType.FLOAT}, name="image/cast")]
+    if to_nchw:
+        last = nodes[-1].outputs[0]
+        nodes.append(ir.node("Transpose", [last], {"perm": NHWC_TO_NCHW}, name="image/nchw"))
+    channel_axis = 1 if to_nchw else 3
+    spec = NORMALIZATIONS[normalization]
+    if spec.bgr and image.channels == 3:
+        order = initializer(model, "image/bgr/order", np.array([2, 1, 0], np.int64))
+        attributes = {"axis": channel_axis}
+        last = nodes[-1].outputs[0]
+        nodes.append(ir.node("Gather", [last, order], attributes, name="image/bgr"))
+    for op_type, name, values, neutral in (
+        ("Mul", "image/scale", spec.scale, 1.0),
+        ("Add", "image/shift", spec.offset, 0.0),
+    ):
+        if all(v == neutral for v in values):
+            continue
+        array = np.array(values, np.float32)
+        shape = [1, 1, 1, 1]
+        shape[channel_axis] = len(array)
+        operand = initializer(model, f"{name}/value", array.reshape(shape))
+        nodes.append(ir.node(op_type, [nodes[-1].outputs[0], operand], name=name))
+    _describe_preprocessing(nodes, image)
+    replaced = transpose.outputs[0] if to_nchw and transpose is not None else old
+    replaced.replace_all_uses_with(nodes[-1].outputs[0])
+    first = next(iter(graph))
+    graph.insert_before(first, nodes)
+    if to_nchw:
+        graph.remove(transpose, safe=True)
+    graph.inputs.remove(old)
+    graph.inputs.append(new)
+
+
+def take_float32(model: Any, image: ImageContract) -> None:
+    """Keep the Keras graph's own signature: float32 ``[N, H, W, C]``, already normalized."""
+    import onnx_ir as ir
+
+    (value,) = model.graph.inputs
+    value.name = INPUT
+    value.shape = ir.Shape(["N", image.height, image.width, image.channels])
+
+
+def give_probabilities(model: Any, classes: int) -> str:
+    """Make the output ``probabilities`` float32 ``[N, classes]``; return what the network emitted.
+
+    Returns:
+        "probabilities" where the network ends in a softmax, "logits" where one was added.
+
+    Raises:
+        ModelError: the network ends in something that is neither (a sigmoid, say).
+    """
+    import onnx_ir as ir
+
+    (output,) = model.graph.outputs
+    last = output.producer()
+    if last.op_type == "Softmax":
+        emitted = "probabilities"
+    elif last.op_type in {"Gemm", "MatMul", "Add", "Flatten", "GlobalAveragePool", "Reshape"}:
+        emitted = "logits"
+        softmax = ir.node("Softmax", [output], {"axis": -1}, name="softmax")
+        softmax.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        model.graph.insert_after(last, softmax)
+        model.graph.outputs[0] = softmax.outputs[0]
+    else:
+        raise ModelError(
+            f"the network ends in {last.op_type}, which is neither probabilities nor logits",
+            fix="end it with a softmax over its classes, or with their logits",
+        )
+    (output,) = model.graph.outputs
+    output.name = OUTPUT
+    output.shape = ir.Shape(["N", classes])
+    return emitted
+
+
+def write_names(model: Any, layers: frozenset[str]) -> None:
+    """Name nodes, results and weights after the model's own layers: ``conv2_1``, ``fc1/relu``."""
+    import onnx_ir as ir
+
+    graph = model.graph
+    taken: set[str] = {INPUT, OUTPUT}
+    for node in graph:
+        if node.name and node.name.startswith("image/"):
+            taken.add(node.name)
+            continue
+        base = _layer_name(node, layers)
+        kind = node.op_type.lower()
+        if base and node.op_type not in _MAIN:
+            base = f"{base}/{kind}"
+        node.name = _unique(base or kind, taken)
+        for index, value in enumerate(node.outputs):
+            if value.shape is not None and not isinstance(value.shape[0], int):
+                value.shape = ir.Shape(["N", *value.shape.dims[1:]])
+            if not value.is_graph_output():
+                value.name = node.name if index == 0 else f"{node.name}:{index}"
+        roles = ("weight", "bias") if node.op_type in _WEIGHTED else ("value",) * len(node.inputs)
+        for role, value in zip(roles, list(node.inputs)[1:], strict=False):
+            if value is not None and value.is_initializer() and "/value" not in (value.name or ""):
+                rename_initializer(graph, value, _unique(f"{node.name}/{role}", taken))
+
+
+def write_metadata(model: Any, *, name: str, labels: tuple[str, ...], image: ImageContract) -> None:
+    """Put the labels and the image contract where an app without cnnedge can read them."""
+    model.metadata_props.clear()
+    model.metadata_props.update(
+        {
+            META_MODEL: name,
+            META_LABELS: json.dumps(list(labels), ensure_ascii=False),
+            META_IMAGE: json.dumps(image.to_dict()),
+            META_VERSION: __version__,
+        }
+    )
+    model.producer_name, model.producer_version = "cnnedge", __version__
+    model.graph.name = name
+
+
+def _describe_preprocessing(nodes: list[Any], image: ImageContract) -> None:
+    """State the shape and type of each result, so that later passes need not infer them."""
+    import onnx_ir as ir
+
+    dims: list[int | str] = ["N", image.height, image.width, image.channels]
+    for node in nodes:
+        if node.op_type == "Transpose":
+            dims = [dims[i] for i in NHWC_TO_NCHW]
+        node.outputs[0].name = node.name
+        node.outputs[0].shape = ir.Shape(dims)
+        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+
+
+_WEIGHTED = {"Conv", "Gemm", "MatMul", "ConvTranspose"}
+_MAIN = {*_WEIGHTED, "MaxPool", "AveragePool", "GlobalAveragePool", "LRN", "Flatten", "Softmax"}
+
+
+def _layer_name(node: Any, layers: frozenset[str]) -> str:
+    """Return the layer path in a TF operation's name.
+
+    TF appends ``_1``, ``_2`` … to a scope that it enters again, so ``model_1/conv2_1_1/Relu``
+    comes from the layer ``conv2_1``; scopes that name no layer are left out.
+    """
+    # A node that the converter made by merging two keeps a name of the layer in its operands.
+    candidates = [node.name, node.outputs[0].name, *(v.name for v in node.inputs[1:] if v)]
+    for candidate in candidates:
+        found = []
+        for scope in (candidate or "").split("/"):
+            stripped = re.sub(r"_\d+$", "", scope)
+            if stripped in layers:
+                found.append(stripped)
+            elif scope in layers:
+                found.append(scope)
+        if found:
+            return "/".join(found)
+    return ""
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    unique, suffix = name, 1
+    while unique in taken:
+        suffix += 1
+        unique = f"{name}_{suffix}"
+    taken.add(unique)
+    return unique

@@ -1,0 +1,295 @@
+"""Bind the weights into a skeleton and fold away what the converter leaves around them.
+
+Every pass takes an ``onnx_ir.Model`` and changes it in place; `fold` names their order. Matching is
+by what a node computes, never by its name, so a user's own model gets the same treatment as the
+built-in ones. What does not match is left as it is: slower, never wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from cnnedge.export.trace import Skeleton
+from cnnedge.graph.edit import (
+    attribute_ints,
+    constant,
+    erase,
+    initializer,
+    main_nodes,
+    replace_node,
+    required_constant,
+    single_consumer,
+)
+
+NCHW_TO_NHWC = [0, 2, 3, 1]
+NHWC_TO_NCHW = [0, 3, 1, 2]
+
+
+def fold(skeleton: Skeleton) -> Any:
+    """Return the skeleton as an ``onnx_ir.Model`` with its weights bound and folded."""
+    import onnx_ir as ir
+    import onnx_ir.passes.common as passes
+
+    model = ir.from_proto(skeleton.proto)
+    passes.ShapeInferencePass()(model)
+    fix_reshape_targets(model)
+    bind_weights(model, skeleton.weights)
+    fold_constants(model)
+    fold_batch_norm(model)
+    fold_scale_and_shift(model)
+    name_pooling(model)
+    fold_flatten(model)
+    fuse_dense(model)
+    fold_constants(model)
+    passes.IdentityEliminationPass()(model)
+    passes.RemoveUnusedNodesPass()(model)
+    passes.TopologicalSortPass()(model)
+    return model
+
+
+def fix_reshape_targets(model: Any) -> None:
+    """Give a Reshape whose result is known but for the batch a constant target.
+
+    Keras' Flatten arrives as Shape, Gather, Cast, Slice, Concat and Cast around one Reshape.
+    """
+    for node in main_nodes(model, "Reshape"):
+        shape = node.outputs[0].shape
+        if shape is None or constant(node.inputs[1]) is not None:
+            continue
+        known = [d if isinstance(d, int) else None for d in shape.dims]
+        if known[:1] == [None] and None not in known[1:]:
+            target = np.array([-1, *known[1:]], np.int64)
+            name = f"{node.outputs[0].name}/target"
+            node.replace_input_with(1, initializer(model, name, target))
+
+
+def bind_weights(model: Any, weights: dict[str, np.ndarray]) -> None:
+    """Turn the skeleton's weight inputs into initializers."""
+    import onnx_ir as ir
+
+    graph = model.graph
+    for value in list(graph.inputs):
+        if value.name in weights:
+            graph.inputs.remove(value)
+            value.const_value = ir.tensor(weights[value.name], name=value.name)
+            graph.register_initializer(value)
+
+
+def fold_constants(model: Any) -> None:
+    """Evaluate every node whose inputs are all constants, with ONNX's own reference."""
+    for node in list(model.graph):
+        if node.op_type in {"QuantizeLinear", "DequantizeLinear"} or not node.inputs:
+            continue
+        arrays = [constant(value) if value is not None else None for value in node.inputs]
+        known = all(a is not None for a, v in zip(arrays, node.inputs, strict=True) if v)
+        if not known or any(output.is_graph_output() for output in node.outputs):
+            continue
+        for output, array in zip(node.outputs, _evaluate(model, node, arrays), strict=True):
+            folded = initializer(model, output.name or "folded", np.asarray(array))
+            output.replace_all_uses_with(folded)
+        erase(model, node)
+
+
+def fold_batch_norm(model: Any) -> None:
+    """Rewrite BatchNormalization as a scale and a shift (Ioffe & Szegedy 2015, algorithm 2)."""
+    for node in main_nodes(model, "BatchNormalization"):
+        parameters = [constant(value) for value in node.inputs[1:5]]
+        if any(p is None for p in parameters) or len(node.outputs) > 1:
+            continue
+        gamma, beta, mean, variance = (np.asarray(p, np.float64) for p in parameters)
+        epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
+        scale = gamma / np.sqrt(variance + epsilon)
+        spatial = (1, -1, *([1] * (len(node.inputs[0].shape.dims) - 2)))
+        name = node.outputs[0].name
+        scaled = replace_node(
+            model, node, "Mul", [node.inputs[0], _reshaped(model, f"{name}/scale", scale, spatial)]
+        )
+        shifted = _reshaped(model, f"{name}/shift", beta - mean * scale, spatial)
+        _insert_after(model, scaled, "Add", shifted)
+
+
+def fold_scale_and_shift(model: Any) -> None:
+    """Fold a per-channel Mul or Add behind a Conv into the convolution's weights and bias."""
+    for conv in main_nodes(model, "Conv"):
+        while (node := single_consumer(conv.outputs[0])) is not None:
+            if node.op_type not in {"Mul", "Add", "Sub"}:
+                break
+            factor = _other_constant(node, conv.outputs[0])
+            weight = constant(conv.inputs[1])
+            if factor is None or weight is None:
+                break
+            per_channel = _per_channel(factor, weight.shape[0], len(conv.outputs[0].shape.dims))
+            subtracted_from = node.op_type == "Sub" and node.inputs[0] is not conv.outputs[0]
+            if per_channel is None or subtracted_from:
+                break
+            bias = constant(conv.inputs[2]) if len(conv.inputs) > 2 else None
+            bias = np.zeros(weight.shape[0], weight.dtype) if bias is None else bias
+            if node.op_type == "Mul":
+                weight = weight * per_channel.reshape(-1, *([1] * (weight.ndim - 1)))
+                bias = bias * per_channel
+            else:
+                bias = bias + (per_channel if node.op_type == "Add" else -per_channel)
+            name = conv.outputs[0].name
+            new_inputs = [
+                conv.inputs[0],
+                initializer(model, f"{name}/weight", weight.astype(np.float32)),
+                initializer(model, f"{name}/bias", bias.astype(np.float32)),
+            ]
+            conv.resize_inputs(3)
+            for index, value in enumerate(new_inputs):
+                conv.replace_input_with(index, value)
+            node.outputs[0].replace_all_uses_with(conv.outputs[0], replace_graph_outputs=True)
+            erase(model, node)
+
+
+def name_pooling(model: Any) -> None:
+    """Write a mean over both spatial axes as the GlobalAveragePool that runtimes know."""
+    for node in main_nodes(model, "ReduceMean"):
+        axes = attribute_ints(node, "axes")
+        if axes is None and len(node.inputs) > 1:
+            folded = constant(node.inputs[1])
+            axes = None if folded is None else [int(a) for a in folded]
+        source = node.inputs[0]
+        keep = node.attributes["keepdims"].as_int() if "keepdims" in node.attributes else 1
+        if axes is None or source.shape is None or len(source.shape.dims) != 4:
+            continue
+        axes = sorted(axis % 4 for axis in axes)
+        transpose = source.producer()
+        in_nhwc = transpose is not None and transpose.op_type == "Transpose"
+        if in_nhwc and attribute_ints(transpose, "perm") == NCHW_TO_NHWC and not keep:
+            source, axes = transpose.inputs[0], [{1: 2, 2: 3, 3: 1}.get(a, a) for a in axes]
+        if sorted(axes) != [2, 3]:
+            continue
+        pool = replace_node(model, node, "GlobalAveragePool", [source])
+        if not keep:
+            flat = pool.outputs[0].shape
+            _insert_after(model, pool, "Flatten", None).outputs[0].shape = flat
+            pool.outputs[0].shape = None
+
+
+def fold_flatten(model: Any) -> None:
+    """Fold the NHWC Transpose before Flatten into the rows of the Dense layer behind it.
+
+    Keras flattens ``[H, W, C]``, the ONNX graph holds ``[C, H, W]``: permuting the Dense kernel's
+    rows once, here, replaces permuting every image.
+    """
+    for transpose in main_nodes(model, "Transpose"):
+        if attribute_ints(transpose, "perm") != NCHW_TO_NHWC:
+            continue
+        shape = transpose.inputs[0].shape
+        reshape = single_consumer(transpose.outputs[0])
+        if reshape is None or reshape.op_type not in {"Reshape", "Flatten"} or shape is None:
+            continue
+        channels, height, width = shape.dims[1:]
+        flat = reshape.outputs[0].shape
+        size = _product(channels, height, width)
+        if size is None or flat is None or list(flat.dims[1:]) != [size]:
+            continue
+        dense = list(_dense_consumers(reshape.outputs[0]))
+        if not dense or any(node is None for node in dense):
+            continue
+        for node in dense:
+            kernel = required_constant(node.inputs[1])
+            rows = kernel.reshape(height, width, channels, -1).transpose(2, 0, 1, 3)
+            name = f"{node.outputs[0].name}/weight"
+            node.replace_input_with(1, initializer(model, name, rows.reshape(size, -1)))
+        reshape.replace_input_with(0, transpose.inputs[0])
+        if reshape.op_type == "Reshape":
+            replace_node(model, reshape, "Flatten", [transpose.inputs[0]])
+        erase(model, transpose)
+
+
+def fuse_dense(model: Any) -> None:
+    """Write MatMul with a constant kernel, and the Add of its bias, as one Gemm."""
+    for matmul in main_nodes(model, "MatMul"):
+        kernel, shape = constant(matmul.inputs[1]), matmul.inputs[0].shape
+        if kernel is None or kernel.ndim != 2 or shape is None or len(shape.dims) != 2:
+            continue
+        inputs = list(matmul.inputs)
+        add = single_consumer(matmul.outputs[0])
+        bias = (
+            None if add is None or add.op_type != "Add" else _other_constant(add, matmul.outputs[0])
+        )
+        if bias is not None and add is not None and bias.size == kernel.shape[1]:
+            name = f"{matmul.outputs[0].name}/bias"
+            inputs.append(initializer(model, name, bias.reshape(-1)))
+            add.outputs[0].replace_all_uses_with(matmul.outputs[0], replace_graph_outputs=True)
+            erase(model, add)
+        replace_node(model, matmul, "Gemm", inputs)
+
+
+def lowest_opset(model: Any) -> int:
+    """Return the lowest opset that describes the graph, so that old runtimes load it."""
+    import onnx
+
+    traced = model.graph.opset_imports[""]
+    since = [
+        onnx.defs.get_schema(node.op_type, traced, "").since_version
+        for node in model.graph
+        if node.domain == ""
+    ]
+    return max([13, *since])  # 13: per-channel DequantizeLinear, Softmax over one axis
+
+
+def _evaluate(model: Any, node: Any, arrays: list[Any]) -> list[Any]:
+    if node.op_type == "Transpose":  # by far the largest: a view, copied once when it is written
+        return [np.transpose(arrays[0], attribute_ints(node, "perm"))]
+    import onnx_ir as ir
+    from onnx.reference import ReferenceEvaluator
+
+    proto = ir.to_proto(node)
+    evaluator = ReferenceEvaluator(proto, opsets=dict(model.graph.opset_imports))
+    feeds = {v.name: a for v, a in zip(node.inputs, arrays, strict=True) if v is not None}
+    return evaluator.run(None, feeds)
+
+
+def _dense_consumers(value: Any) -> Iterator[Any]:
+    for consumer, index in value.uses():
+        kernel = constant(consumer.inputs[1]) if consumer.op_type == "MatMul" else None
+        yield consumer if index == 0 and kernel is not None and kernel.ndim == 2 else None
+    if value.is_graph_output():
+        yield None
+
+
+def _other_constant(node: Any, value: Any) -> np.ndarray | None:
+    others = [v for v in node.inputs if v is not value]
+    return constant(others[0]) if len(others) == 1 else None
+
+
+def _per_channel(array: np.ndarray, channels: int, rank: int) -> np.ndarray | None:
+    """Return ``array`` as ``[channels]`` if it broadcasts along axis 1 of ``[N, C, …]`` alone."""
+    if array.size == 1:
+        return np.full(channels, array.reshape(-1)[0], array.dtype)
+    padded = (1,) * (rank - array.ndim) + array.shape
+    expected = (1, channels, *([1] * (rank - 2)))
+    return array.reshape(-1) if padded == expected else None
+
+
+def _product(*sizes: Any) -> int | None:
+    return int(np.prod(sizes)) if all(isinstance(s, int) for s in sizes) else None
+
+
+def _reshaped(model: Any, name: str, array: np.ndarray, shape: tuple[int, ...]) -> Any:
+    return initializer(model, name, array.astype(np.float32).reshape(shape))
+
+
+def _insert_after(model: Any, node: Any, op_type: str, operand: Any | None) -> Any:
+    """Insert ``op_type`` on the result of ``node``, for all who used that result."""
+    import onnx_ir as ir
+
+    value = node.outputs[0]
+    inputs = [value] if operand is None else [value, operand]
+    new = ir.node(op_type, inputs, name=f"{node.name}/{op_type.lower()}")
+    new.outputs[0].name = f"{value.name}/{op_type.lower()}"
+    new.outputs[0].shape, new.outputs[0].type = value.shape, value.type
+    uses = [(user, index) for user, index in value.uses() if user is not new]
+    model.graph.insert_after(node, new)
+    for user, index in uses:
+        user.replace_input_with(index, new.outputs[0])
+    if value.is_graph_output():
+        position = list(model.graph.outputs).index(value)
+        model.graph.outputs[position] = new.outputs[0]
+    return new

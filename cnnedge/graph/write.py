@@ -1,0 +1,114 @@
+"""Write an ONNX file with its weights streamed, one tensor in memory at a time.
+
+Protobuf's own serializer holds the weights twice more; a network with 550 MB of them does not
+need to. The file is the same: https://protobuf.dev/programming-guides/encoding/ lets a message's
+fields come in any order, so the weights follow the rest of the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnnedge.errors import ModelError
+from cnnedge.files import atomic_path
+
+_MODEL_GRAPH = 7  # ModelProto.graph
+_GRAPH_INITIALIZER = 5  # GraphProto.initializer
+_TENSOR_RAW_DATA = 9  # TensorProto.raw_data
+_LENGTH_DELIMITED = 2
+_STREAMED = 4096  # bytes; smaller tensors go with the rest of the graph
+_PROTOBUF_LIMIT = 2**31 - 1
+
+
+def write_onnx(model: Any, path: Path | str) -> None:
+    """Write an ``onnx_ir.Model`` to one ONNX file, whole or not at all.
+
+    Raises:
+        ModelError: the weights exceed protobuf's 2 GiB.
+        CnnEdgeError: the file cannot be written.
+    """
+    parts = list(_parts(model))
+    length = sum(part.nbytes for part in parts)
+    if length > _PROTOBUF_LIMIT:
+        raise ModelError(
+            f"{path} would take {length / 2**30:.1f} GiB, and one ONNX file holds 2 GiB",
+            fix="compress the model first",
+        )
+    with atomic_path(Path(path)) as temporary, open(temporary, "wb") as file:
+        for part in parts:
+            file.write(part.read())
+
+
+def serialize(model: Any) -> bytes:
+    """Return the bytes that `write_onnx` would write."""
+    return b"".join(part.read() for part in _parts(model))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A piece of the file: bytes at hand, or a weight to be read when its turn comes."""
+
+    source: Any
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.source) if isinstance(self.source, bytes) else self.source.nbytes
+
+    def read(self) -> Any:
+        if isinstance(self.source, bytes):
+            return self.source
+        return np.ascontiguousarray(self.source.numpy()).reshape(-1).view(np.uint8).data
+
+
+def _parts(model: Any) -> Iterator[_Part]:
+    import onnx
+    import onnx_ir as ir
+
+    with _large_set_aside(model) as large:
+        proto = ir.to_proto(model)
+    graph = [_Part(proto.graph.SerializeToString())]
+    proto.ClearField("graph")
+    for value in large:
+        tensor = value.const_value
+        header = onnx.TensorProto(
+            dims=tensor.shape.numpy(), data_type=int(tensor.dtype), name=value.name
+        ).SerializeToString() + _tag(_TENSOR_RAW_DATA, tensor.nbytes)
+        graph.append(_Part(_tag(_GRAPH_INITIALIZER, len(header) + tensor.nbytes) + header))
+        graph.append(_Part(tensor))
+    yield _Part(proto.SerializeToString())
+    yield _Part(_tag(_MODEL_GRAPH, sum(part.nbytes for part in graph)))
+    yield from graph
+
+
+@contextmanager
+def _large_set_aside(model: Any) -> Iterator[list[Any]]:
+    """Take the large initializers out of the graph while the rest is serialized."""
+    initializers = model.graph.initializers
+    large = [v for v in initializers.values() if v.const_value.nbytes > _STREAMED]
+    for value in large:
+        del initializers[value.name]
+    try:
+        yield large
+    finally:
+        for value in large:
+            initializers[value.name] = value
+
+
+def _tag(field: int, length: int) -> bytes:
+    """Return the key and the length that stand before a length-delimited field."""
+    return _varint(field << 3 | _LENGTH_DELIMITED) + _varint(length)
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)

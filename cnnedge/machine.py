@@ -1,0 +1,112 @@
+"""What machine this is, as far as it matters to a figure measured on it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+# Instructions that sum int8 products without saturating: x86's VNNI, Arm's dot product.
+_DOT_PRODUCT = {"avx512_vnni", "avx_vnni", "avx_vnni_int8", "asimddp"}
+_NOTED = (
+    *("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16"),
+    *("amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "asimdhp", "i8mm", "sve"),
+)
+
+# Distribution names that bring a module, in the order they are looked for.
+DISTRIBUTIONS = {
+    "numpy": ("numpy",),
+    "PIL": ("pillow",),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "tensorflow": ("tensorflow", "tensorflow-cpu"),
+    "keras": ("keras",),
+    "tf2onnx": ("tf2onnx",),
+    "onnx": ("onnx",),
+    "onnx_ir": ("onnx-ir",),
+    "sklearn": ("scikit-learn",),
+    "tensorrt": ("tensorrt",),
+    "tensorrt_rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx"),
+    "openvino": ("openvino",),
+    "ai_edge_litert": ("ai-edge-litert",),
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine by what its speed depends on.
+
+    Attributes:
+        cpu: Its model name.
+        cores: How many cores this process may use.
+        isa: The instruction sets that matter to neural networks, of those it has.
+        memory_gib: Installed memory.
+        system: Operating system and architecture.
+    """
+
+    cpu: str
+    cores: int
+    isa: tuple[str, ...]
+    memory_gib: float
+    system: str
+
+    @property
+    def has_int8_dot_product(self) -> bool:
+        """Whether int8 products are summed by one instruction, without saturating."""
+        return any(name in _DOT_PRODUCT for name in self.isa)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-able data."""
+        return asdict(self) | {"isa": list(self.isa)}
+
+
+@cache
+def this_machine() -> Machine:
+    """Describe the machine that this process runs on."""
+    cpu, flags = _cpu_info()
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        cores = os.cpu_count() or 1
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    except (AttributeError, ValueError, OSError):
+        memory = 0.0
+    isa = tuple(name for name in _NOTED if name in flags)
+    system = f"{platform.system()} {platform.machine()}"
+    return Machine(cpu, cores, isa, round(memory, 1), system)
+
+
+def tool_versions() -> dict[str, str]:
+    """Return the versions of what is installed of the packages that cnnedge works with."""
+    from cnnedge import __version__
+
+    versions = {"cnnedge": __version__, "python": platform.python_version()}
+    for names in DISTRIBUTIONS.values():
+        for name in names:
+            try:
+                versions[name] = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+            break
+    return versions
+
+
+def _cpu_info() -> tuple[str, set[str]]:
+    """Return the CPU's name and feature flags, as Linux tells them."""
+    name = platform.processor() or platform.machine()
+    flags: set[str] = set()
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return name, flags
+    for line in text.split("\n\n", 1)[0].splitlines():
+        key, _, value = (part.strip() for part in line.partition(":"))
+        if key == "model name":
+            name = value
+        elif key in {"flags", "Features"}:
+            flags = set(value.split())
+    return name, flags

@@ -1,0 +1,165 @@
+"""Which tensors are quantized, for which target: the plan that calibration and insertion share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from cnnedge.graph.edit import constant, main_nodes, single_consumer
+
+# A dense layer with fewer outputs than this gains nothing from int8 and decides the answer.
+SMALLEST_DENSE = 16
+WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
+# Moves values without computing any: result and operand share one scale.
+SAME_SCALE = frozenset({"MaxPool", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose"})
+# Computes in int8 on CPU runtimes when operands and result are quantized.
+CPU_ARITHMETIC = frozenset({"Add", "Concat", "GlobalAveragePool", "AveragePool"})
+
+
+@dataclass(frozen=True)
+class Target:
+    """The contract of a family of runtimes.
+
+    Attributes:
+        name: "cpu" or "trt".
+        symmetric: Activations are int8 with zero point 0; else uint8 with a zero point.
+        folds_relu: Relu disappears into the clamp of the quantized result; else it stays between
+            the convolution and the Q/DQ pair, where TensorRT fuses it with the convolution.
+        quantizes_bias: Biases are int32 with scale ``s_x * s_w``; else they stay float.
+        takes_uint8: A uint8 image scaled by one factor feeds the first layer as it is.
+        output_channel_first: Dense kernels are stored ``[out, in]`` so that weight scales run
+            along axis 0.
+        weight_limit: The largest magnitude of a quantized weight.
+        float16: What stays float is FP16, scales included.
+    """
+
+    name: str
+    symmetric: bool
+    folds_relu: bool
+    quantizes_bias: bool
+    takes_uint8: bool
+    output_channel_first: bool
+    weight_limit: int = 127
+    float16: bool = False
+
+
+CPU = Target("cpu", False, True, True, True, False)
+# uint8 × int8 products are summed in saturating 16-bit pairs where the CPU has no dot-product
+# instruction (VNNI); weights of 7 bits cannot saturate them.
+CPU_REDUCED = Target("cpu", False, True, True, True, False, weight_limit=63)
+TRT = Target("trt", True, False, False, False, True, float16=True)
+
+
+@dataclass
+class Plan:
+    """What to quantize in one graph for one target.
+
+    Attributes:
+        target: The contract that the plan follows.
+        compute: Names of the weighted nodes that will compute in int8.
+        carried: Names of the other nodes that will: pools, adds, reshapes.
+        tensors: Names of activations that get a Q/DQ pair, in graph order.
+        folded: Names of Relu/Clip nodes that the quantized result's clamp replaces.
+        shares: For a tensor, the one whose scale it must have.
+        skipped: Weighted nodes left in float, and why.
+    """
+
+    target: Target
+    compute: list[str] = field(default_factory=list)
+    carried: list[str] = field(default_factory=list)
+    tensors: list[str] = field(default_factory=list)
+    folded: list[str] = field(default_factory=list)
+    shares: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def scale_source(self, tensor: str) -> str:
+        """Return the tensor whose range gives the scale of ``tensor``."""
+        while tensor in self.shares:
+            tensor = self.shares[tensor]
+        return tensor
+
+
+def make_plan(model: Any, target: Target, *, keep_float: frozenset[str] = frozenset()) -> Plan:
+    """Decide what is quantized.
+
+    Args:
+        model: An FP32 ``onnx_ir.Model`` whose layers bear names.
+        target: The contract to follow.
+        keep_float: Names of weighted nodes to leave in float.
+    """
+    plan = Plan(target)
+    quantized: dict[str, Any] = {}  # tensor name -> value, in graph order
+    for node in main_nodes(model, *WEIGHTED):
+        reason = "asked for" if node.name in keep_float else _unfit(node)
+        if reason:
+            plan.skipped[node.name] = reason
+            continue
+        plan.compute.append(node.name)
+        quantized.setdefault(node.inputs[0].name, node.inputs[0])
+    if target.name == "cpu":
+        _plan_cpu(model, plan, quantized)
+    order = {v.name: i for i, v in enumerate(_values(model))}
+    plan.tensors = sorted(quantized, key=order.__getitem__)
+    return plan
+
+
+def _plan_cpu(model: Any, plan: Plan, quantized: dict[str, Any]) -> None:
+    """Extend the plan so that whole int8 operations form, as CPU runtimes fuse them."""
+    # An integer convolution exists only with an int8 result, and a dense layer whose Relu is left
+    # to itself is fused into a float one; the last layer's scores go to the softmax in float.
+    for node in main_nodes(model, *WEIGHTED):
+        result = _behind_clamp(node)
+        if node.name in plan.compute and not _feeds_softmax(result):
+            quantized.setdefault(result.name, result)
+    # Values move and add in int8 where what feeds them is int8 already, so in graph order.
+    for node in main_nodes(model):
+        data = [value for value in node.inputs if constant(value) is None]
+        if any(value.name not in quantized for value in data):
+            continue
+        if node.op_type in SAME_SCALE and not node.outputs[0].is_graph_output():
+            result = node.outputs[0]
+            plan.shares[result.name] = data[0].name
+        elif node.op_type in CPU_ARITHMETIC and len(data) == len(node.inputs):
+            result = _behind_clamp(node)
+        else:
+            continue
+        if not result.is_graph_output():
+            quantized.setdefault(result.name, result)
+            plan.carried.append(node.name)
+    integer = {*plan.compute, *plan.carried}
+    for node in main_nodes(model, "Relu", "Clip"):
+        producer = node.inputs[0].producer()
+        if producer is None or producer.name not in integer:
+            continue
+        if _behind_clamp(producer) is node.outputs[0] and node.outputs[0].name in quantized:
+            plan.folded.append(node.name)
+
+
+def _behind_clamp(node: Any) -> Any:
+    """Return a node's result, or that of the one Relu or Relu6 behind it."""
+    result = node.outputs[0]
+    clamp = single_consumer(result)
+    if clamp is not None and clamp.op_type in {"Relu", "Clip"} and clamp.inputs[0] is result:
+        return clamp.outputs[0]
+    return result
+
+
+def _feeds_softmax(value: Any) -> bool:
+    return value.is_graph_output() or any(user.op_type == "Softmax" for user, _ in value.uses())
+
+
+def _unfit(node: Any) -> str | None:
+    """Return why a weighted node cannot compute in int8, or None."""
+    weight = constant(node.inputs[1])
+    if weight is None:
+        return "its second operand is no constant"
+    if node.op_type == "Conv":
+        return None
+    if weight.ndim != 2 or node.op_type == "MatMul":
+        return "not a dense layer over [N, features]"
+    outputs = weight.shape[1]
+    return f"{outputs} outputs, fewer than {SMALLEST_DENSE}" if outputs < SMALLEST_DENSE else None
+
+
+def _values(model: Any) -> list[Any]:
+    return [*model.graph.inputs, *(v for node in model.graph for v in node.outputs)]

@@ -1,0 +1,243 @@
+"""Insert QuantizeLinear/DequantizeLinear pairs and int8 weights as a plan says.
+
+Quantization follows the ONNX operators: ``q = clamp(round(x / scale) + zero_point)``,
+``x = (q - zero_point) * scale``. Activations are per tensor, weights per output channel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cnnedge.graph.edit import (
+    constant,
+    drop_unused_initializers,
+    erase,
+    initializer,
+)
+from cnnedge.quantize.calibrate import Ranges
+from cnnedge.quantize.plan import Plan, Target
+
+_SMALLEST_HALF = 2.0**-24  # the smallest positive FP16
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How real numbers map to integers: ``x = (q - zero_point) * scale``."""
+
+    scale: float
+    zero_point: int
+    dtype: Any  # np.uint8 or np.int8
+
+
+def activation_scale(low: float, high: float, target: Target) -> Scale:
+    """Return the scale that covers ``[low, high]``, zero always included exactly."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    if target.symmetric:
+        span = max(-low, high) or 1.0
+        return Scale(_storable(span / 127, target), 0, np.int8)
+    span = (high - low) or 1.0
+    scale = float(np.float32(span / 255))
+    return Scale(scale, int(np.clip(round(-low / scale), 0, 255)), np.uint8)
+
+
+def quantize_weight(
+    weight: np.ndarray, axis: int, target: Target, smallest: np.ndarray | float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Quantize a kernel symmetrically, one scale per output channel.
+
+    Args:
+        weight: float32, any rank.
+        axis: The output channel's axis.
+        target: Its ``weight_limit`` is the largest magnitude.
+        smallest: The least scale allowed, per channel or for all.
+
+    Returns:
+        The int8 kernel and its float32 scales ``[channels]``.
+    """
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    scales = np.abs(weight).max(axis=others) / target.weight_limit
+    scales = np.maximum(scales, smallest)
+    scales = np.where(scales == 0, 1.0, scales)
+    scales = np.array([_storable(s, target) for s in scales], np.float32)
+    shape = [1] * weight.ndim
+    shape[axis] = -1
+    levels = np.rint(weight / scales.reshape(shape))
+    return np.clip(levels, -target.weight_limit, target.weight_limit).astype(np.int8), scales
+
+
+def insert_pairs(model: Any, plan: Plan, ranges: Ranges) -> dict[str, Scale]:
+    """Rewrite a copy's graph in place as the plan says; return each tensor's scale."""
+    target = plan.target
+    nodes = {node.name: node for node in model.graph}
+    values = {v.name: v for node in model.graph for v in node.outputs}
+    values |= {v.name: v for v in model.graph.inputs}
+    exact = _image_as_it_is(model, plan, values) if target.takes_uint8 else None
+    scales = {}
+    for tensor in plan.tensors:
+        if exact is not None and tensor == exact[0]:
+            scales[tensor] = exact[1]
+        else:
+            scales[tensor] = activation_scale(*ranges.limits[plan.scale_source(tensor)], target)
+    for name in plan.folded:
+        _fold_clamp(model, nodes[name], values)
+    behind = {}
+    for tensor in plan.tensors:
+        if exact is not None and tensor == exact[0]:
+            behind[tensor] = _dequantize_image(model, exact, scales[tensor])
+        else:
+            behind[tensor] = _insert_pair(model, values[tensor], scales[tensor])
+    for name in plan.compute:
+        _quantize_parameters(model, nodes[name], target, behind, scales)
+    drop_unused_initializers(model)
+    return scales
+
+
+def _insert_pair(model: Any, value: Any, scale: Scale) -> Any:
+    """Insert Q and DQ behind a value, for everything that used it."""
+    import onnx_ir as ir
+
+    uses = list(value.uses())
+    step, zero = _scale_inputs(model, value.name, scale)
+    quantize = ir.node("QuantizeLinear", [value, step, zero], name=f"{value.name}/quantize")
+    dequantize = ir.node(
+        "DequantizeLinear", [quantize.outputs[0], step, zero], name=f"{value.name}/dequantize"
+    )
+    integer = ir.DataType.from_numpy(np.dtype(scale.dtype))
+    for node, dtype in ((quantize, integer), (dequantize, value.dtype)):
+        node.outputs[0].name = node.name
+        node.outputs[0].shape, node.outputs[0].type = value.shape, ir.TensorType(dtype)
+    if value.producer() is None:
+        model.graph.insert_before(next(iter(model.graph)), [quantize, dequantize])
+    else:
+        model.graph.insert_after(value.producer(), [quantize, dequantize])
+    for user, index in uses:
+        user.replace_input_with(index, dequantize.outputs[0])
+    return dequantize.outputs[0]
+
+
+def _fold_clamp(model: Any, clamp: Any, values: dict[str, Any]) -> None:
+    """Remove a Relu or Relu6 whose quantized result clamps to the same range by itself."""
+    source, result = clamp.inputs[0], clamp.outputs[0]
+    result.replace_all_uses_with(source)
+    name = result.name
+    erase(model, clamp)
+    # The tensor keeps its name, and with it its calibrated range, though another node makes it.
+    source.name = name
+    values[name] = source
+
+
+def _image_as_it_is(
+    model: Any, plan: Plan, values: dict[str, Any]
+) -> tuple[str, Scale, Any] | None:
+    """Find a first layer fed by a uint8 image times one factor: that IS a quantized tensor.
+
+    Returns:
+        The name of the scaled image, its scale and the uint8 input, or None.
+    """
+    tensor = values.get("image/scale")
+    if tensor is None or tensor.name not in plan.tensors:
+        return None
+    scale_node = tensor.producer()
+    factor = constant(scale_node.inputs[1])
+    before = scale_node.inputs[0].producer()
+    if factor is None or factor.size != 1 or before is None or before.name != "image/nchw":
+        return None
+    step = Scale(float(factor.reshape(-1)[0]), 0, np.uint8)
+    return tensor.name, step, model.graph.inputs[0]
+
+
+def _dequantize_image(model: Any, exact: tuple[str, Scale, Any], scale: Scale) -> Any:
+    """Replace cast, transpose and scale by a uint8 transpose and one DequantizeLinear."""
+    import onnx_ir as ir
+
+    image = exact[2]
+    chain = {node.name: node for node in model.graph if node.name.startswith("image/")}
+    scaled = chain["image/scale"].outputs[0]
+    transpose = ir.node("Transpose", [image], {"perm": [0, 3, 1, 2]}, name="image/nchw/uint8")
+    step, zero = _scale_inputs(model, "image/scale", scale)
+    dequantize = ir.node(
+        "DequantizeLinear", [transpose.outputs[0], step, zero], name="image/dequantize"
+    )
+    for node, dtype in ((transpose, ir.DataType.UINT8), (dequantize, ir.DataType.FLOAT)):
+        node.outputs[0].name = node.name
+        node.outputs[0].shape, node.outputs[0].type = scaled.shape, ir.TensorType(dtype)
+    model.graph.insert_before(next(iter(model.graph)), [transpose, dequantize])
+    scaled.replace_all_uses_with(dequantize.outputs[0])
+    for name in ("image/scale", "image/nchw", "image/cast"):
+        erase(model, chain[name])
+    return dequantize.outputs[0]
+
+
+def _quantize_parameters(
+    model: Any, node: Any, target: Target, behind: dict[str, Any], scales: dict[str, Scale]
+) -> None:
+    """Store a layer's kernel as int8, and its bias as int32 where the target wants it."""
+    import onnx_ir as ir
+
+    weight = constant(node.inputs[1])
+    assert weight is not None
+    axis = 0 if node.op_type == "Conv" else 1
+    if node.op_type == "Gemm" and target.output_channel_first:
+        weight, axis = np.ascontiguousarray(weight.T), 0
+        node.attributes["transB"] = ir.AttrInt64("transB", 1)
+    tensor = next(name for name, value in behind.items() if value is node.inputs[0])
+    input_scale = scales[tensor].scale
+    bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    smallest: np.ndarray | float = 0.0
+    if bias is not None and target.quantizes_bias:
+        # A bias far larger than its weights must still fit 32 bits at scale s_x * s_w.
+        smallest = np.abs(bias.astype(np.float64)) / (input_scale * (2.0**31 - 1))
+    levels, steps = quantize_weight(weight, axis, target, smallest)
+    zeros = np.zeros(len(steps), np.int8)
+    node.replace_input_with(
+        1, _dequantized(model, node, node.inputs[1].name, levels, steps, zeros, axis)
+    )
+    if bias is not None and target.quantizes_bias:
+        bias_steps = (steps.astype(np.float64) * input_scale).astype(np.float32)
+        integers = np.rint(bias / bias_steps.astype(np.float64))
+        integers = np.clip(integers, -(2**31) + 1, 2**31 - 1).astype(np.int32)
+        name, zeros32 = node.inputs[2].name, np.zeros(len(steps), np.int32)
+        node.replace_input_with(
+            2, _dequantized(model, node, name, integers, bias_steps, zeros32, 0)
+        )
+
+
+def _dequantized(
+    model: Any,
+    before: Any,
+    name: str,
+    integers: np.ndarray,
+    steps: np.ndarray,
+    zeros: np.ndarray,
+    axis: int,
+) -> Any:
+    import onnx_ir as ir
+
+    inputs = [
+        initializer(model, f"{name}/quantized", integers),
+        initializer(model, f"{name}/scale", steps),
+        initializer(model, f"{name}/zero_point", zeros),
+    ]
+    node = ir.node("DequantizeLinear", inputs, {"axis": axis}, name=f"{name}/dequantize")
+    node.outputs[0].name = node.name
+    node.outputs[0].shape = ir.Shape(integers.shape)
+    node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    model.graph.insert_before(before, node)
+    return node.outputs[0]
+
+
+def _scale_inputs(model: Any, tensor: str, scale: Scale) -> tuple[Any, Any]:
+    step = initializer(model, f"{tensor}/step", np.array(scale.scale, np.float32))
+    zero = initializer(model, f"{tensor}/zero_point", np.array(scale.zero_point, scale.dtype))
+    return step, zero
+
+
+def _storable(scale: float, target: Target) -> float:
+    """Round a scale up to what its target can store, so that what it covered stays covered."""
+    if not target.float16:
+        return float(np.float32(scale))
+    half = np.float16(max(scale, _SMALLEST_HALF))
+    return float(half if half >= scale else np.nextafter(half, np.float16(np.inf)))

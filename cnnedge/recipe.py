@@ -1,0 +1,99 @@
+"""What to build: a recipe, from the command line or a TOML file, validated before any work."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from cnnedge.errors import CnnEdgeError, MissingExtraError
+from cnnedge.image import NORMALIZATIONS
+
+try:
+    from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+except ImportError as error:
+    raise MissingExtraError("pydantic", "export", purpose="exporting") from error
+
+Precision = Literal["fp32", "fp16", "int8"]
+
+
+class Recipe(BaseModel):
+    """Everything that decides what `cnnedge export` builds.
+
+    Attributes:
+        model: A built-in model's name, or the path of a `.keras` file.
+        data: A data source: "digits", "signs", "signs:N" or a folder; None: the one the model was
+            trained on, or the embedded digits for a built-in model without trained weights.
+        precision: What to build. FP32 is always built: the others are derived from it.
+        max_drop: The largest top-1 drop to the Keras reference that passes, in points.
+        input: "uint8" (scaling in the graph) or "float32" (the Keras signature).
+        preprocess: What the network wants of its pixels; None: as the `.keras` file notes.
+        resize: How an image is fitted to the input; None: as noted, else "stretch".
+        labels: A file with one label a line; None: as noted, else the data's.
+        image_size: ``(height, width)``, for a built-in model or one that leaves it open.
+        classes: Number of classes of a built-in model without trained weights.
+        calibration_images: At most so many images give the activation ranges.
+        test_images: At most so many images are verified on; None: the whole test split, or 32
+            where the weights are random.
+        seed: Seeds weights, splits and subsets.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    data: str | None = None
+    precision: tuple[Precision, ...] | None = None
+    max_drop: float = Field(0.5, ge=0, le=100)
+    input: Literal["uint8", "float32"] = "uint8"
+    preprocess: str | None = None
+    resize: Literal["stretch", "crop", "letterbox"] | None = None
+    labels: str | None = None
+    image_size: tuple[int, int] | None = None
+    classes: int = Field(1000, ge=2)
+    calibration_images: int = Field(128, ge=1)
+    test_images: int | None = Field(None, ge=1)
+    seed: int = 0
+
+    @field_validator("preprocess")
+    @classmethod
+    def _known_normalization(cls, value: str | None) -> str | None:
+        if value is not None and value not in NORMALIZATIONS:
+            raise ValueError(f"choose one of {', '.join(NORMALIZATIONS)}")
+        return value
+
+
+def make_recipe(**fields: Any) -> Recipe:
+    """Return a validated recipe.
+
+    Raises:
+        CnnEdgeError: a field is unknown or has a value it may not have; the message names it.
+    """
+    try:
+        return Recipe(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise CnnEdgeError(
+            f"recipe: {where} = {first['input']!r}: {first['msg']}",
+            fix="see `cnnedge export --help`",
+        ) from error
+
+
+def read_recipe(path: Path | str) -> Recipe:
+    """Read a recipe from a TOML file; paths in it are relative to that file.
+
+    Raises:
+        CnnEdgeError: the file is missing, is no TOML, or holds a wrong value.
+    """
+    path = Path(path)
+    try:
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CnnEdgeError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CnnEdgeError(f"{path} is no TOML: {error}", fix="see export/README.md") from error
+    for key in ("model", "labels", "data"):
+        value = fields.get(key)
+        if isinstance(value, str) and (path.parent / value).exists():
+            fields[key] = str(path.parent / value)
+    return make_recipe(**fields)

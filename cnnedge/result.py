@@ -1,0 +1,231 @@
+"""What was measured: raw samples kept, everything else derived from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+# How many samples MLPerf's early stopping asks for before it lets a percentile be quoted.
+FEWEST_SAMPLES = {50: 1, 90: 64, 99: 662}
+Z95 = 1.959964  # the normal distribution's 97.5 % quantile
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Latencies of one thing.
+
+    Attributes:
+        name: What was measured.
+        samples: Seconds, one per call, in the order they were taken.
+        images: Images per call.
+    """
+
+    name: str
+    samples: tuple[float, ...]
+    images: int = 1
+
+    @property
+    def median(self) -> float:
+        """The median in seconds."""
+        return float(np.median(self.samples))
+
+    def percentile(self, percent: int) -> float | None:
+        """Return a percentile in seconds, or None where the samples are too few to quote it."""
+        if len(self.samples) < FEWEST_SAMPLES.get(percent, 1):
+            return None
+        return float(np.percentile(self.samples, percent, method="higher"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-able data, milliseconds and raw samples."""
+        return {
+            "name": self.name,
+            "images": self.images,
+            "n": len(self.samples),
+            "median_ms": _ms(self.median),
+            "p90_ms": _ms(self.percentile(90)),
+            "p99_ms": _ms(self.percentile(99)),
+            "samples_ms": [_ms(s) for s in self.samples],
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A variant's answers held against the Keras reference's, on the same images.
+
+    Attributes:
+        n: How many labelled images.
+        top1: Share of images whose first answer is right, 0…1; likewise the others.
+        reference_top1: The reference's own.
+        top5: Share whose right label is among the first five (or all, with fewer classes).
+        reference_top5: The reference's own.
+        agreement: Share of images on which both give the same first answer.
+        max_abs_diff: The largest difference of any probability.
+        lost: Images that the reference answered right and the variant wrong.
+        won: The other way round.
+    """
+
+    n: int
+    top1: float
+    reference_top1: float
+    top5: float
+    reference_top5: float
+    agreement: float
+    max_abs_diff: float
+    lost: int
+    won: int
+
+    @property
+    def drop(self) -> float:
+        """Top-1 points lost against the reference (negative: won)."""
+        return 100.0 * (self.lost - self.won) / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The paired 95 % interval of `drop`, in points.
+
+        Agresti & Min, "Simple improved confidence intervals for comparing matched proportions"
+        (2005): the Wald interval with half a pair added to each cell.
+        """
+        return paired_interval(self.lost, self.won, self.n)
+
+    @property
+    def smallest_drop(self) -> float:
+        """The smallest drop, in points, that this many images could have shown.
+
+        That is, the one whose interval excludes zero when no image is won.
+        """
+        for lost in range(1, self.n + 1):
+            if paired_interval(lost, 0, self.n)[0] > 0:
+                return 100.0 * lost / self.n
+        return 100.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-able data, the derived figures included."""
+        low, high = self.interval
+        return {
+            "n": self.n,
+            "top1": self.top1,
+            "top5": self.top5,
+            "reference_top1": self.reference_top1,
+            "reference_top5": self.reference_top5,
+            "agreement": self.agreement,
+            "max_abs_diff": self.max_abs_diff,
+            "lost": self.lost,
+            "won": self.won,
+            "drop_points": self.drop,
+            "drop_interval_points": [low, high],
+            "smallest_drop_points": self.smallest_drop,
+        }
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a variant is good enough, and why.
+
+    Attributes:
+        status: "passed"; "unproven" (the drop is within the limit, but so few images could not
+            have shown otherwise); "failed"; or "not judged" (the weights are random).
+        reason: One sentence.
+    """
+
+    status: str
+    reason: str
+
+    @property
+    def failed(self) -> bool:
+        """Whether the gate stopped this variant."""
+        return self.status == "failed"
+
+
+def compare(answers: np.ndarray, reference: np.ndarray, targets: np.ndarray) -> Comparison:
+    """Hold a variant's answers against the reference's.
+
+    Args:
+        answers: The variant's, float32 ``[N, classes]``.
+        reference: The reference's, likewise.
+        targets: The right classes, int64 ``[N]``.
+    """
+    n, classes = reference.shape
+    first, reference_first = answers.argmax(1), reference.argmax(1)
+    right, reference_right = first == targets, reference_first == targets
+    return Comparison(
+        n=n,
+        top1=float(right.mean()),
+        reference_top1=float(reference_right.mean()),
+        top5=top_k(answers, targets, min(5, classes)),
+        reference_top5=top_k(reference, targets, min(5, classes)),
+        agreement=float((first == reference_first).mean()),
+        max_abs_diff=float(np.abs(answers - reference).max()),
+        lost=int((reference_right & ~right).sum()),
+        won=int((~reference_right & right).sum()),
+    )
+
+
+def judge(comparison: Comparison, *, precision: str, max_drop: float, trained: bool) -> Verdict:
+    """Apply the gates to a comparison.
+
+    Args:
+        comparison: What was measured.
+        precision: "fp32", "fp16" or "int8": the first two also have a parity limit.
+        max_drop: The largest top-1 drop allowed, in points.
+        trained: Whether the weights are: with random ones only parity is judged.
+    """
+    limit = PARITY.get(precision)
+    if limit is not None and not comparison.max_abs_diff <= limit:
+        return Verdict(
+            "failed",
+            f"a probability differs by {comparison.max_abs_diff:.1e} from Keras "
+            f"({precision} may differ by {limit:.0e})",
+        )
+    if not trained:
+        return Verdict("not judged", "the weights are random, so accuracy means nothing yet")
+    low, high = comparison.interval
+    measured = f"{comparison.drop:+.2f} points [{low:+.2f}, {high:+.2f}] on {comparison.n} images"
+    if comparison.drop > max_drop:
+        return Verdict("failed", f"top-1 drops {measured}, more than the {max_drop:g} allowed")
+    if high > max_drop:
+        return Verdict(
+            "unproven", f"top-1 drops {measured}; more images would show if {max_drop:g} holds"
+        )
+    return Verdict("passed", f"top-1 drops {measured}, within the {max_drop:g} allowed")
+
+
+# The largest difference of a probability to Keras that rounding explains, on real images.
+PARITY = {"fp32": 1e-5, "fp16": 2e-3}
+
+
+def paired_interval(lost: int, won: int, n: int) -> tuple[float, float]:
+    """Return the 95 % interval of ``(lost - won) / n`` in points; see `Comparison.interval`."""
+    b, c, total = lost + 0.5, won + 0.5, n + 2.0
+    center = (b - c) / total
+    spread = Z95 * math.sqrt(max(b + c - (b - c) ** 2 / total, 0.0)) / total
+    return 100.0 * (center - spread), 100.0 * (center + spread)
+
+
+def top_k(answers: np.ndarray, targets: np.ndarray, k: int) -> float:
+    """Return the share of rows whose target is among the ``k`` highest scores."""
+    best = np.argpartition(-answers, k - 1, axis=1)[:, :k]
+    return float((best == targets[:, None]).any(axis=1).mean())
+
+
+def ratio_interval(
+    ours: Sequence[float], theirs: Sequence[float], *, seed: int = 0, rounds: int = 1000
+) -> tuple[float, float, float]:
+    """Return ``median(theirs) / median(ours)`` of interleaved samples and its 95 % bootstrap.
+
+    Pairs are resampled together, since drift of the machine moves both of a pair.
+    """
+    a, b = np.asarray(ours), np.asarray(theirs)
+    n = min(len(a), len(b))
+    picks = np.random.default_rng(seed).integers(0, n, (rounds, n))
+    ratios = np.median(b[picks], axis=1) / np.median(a[picks], axis=1)
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return float(np.median(b) / np.median(a)), float(low), float(high)
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1e3, 4)

@@ -1,0 +1,185 @@
+"""The self-test inside a bundle: golden images, what they must become, what must be answered.
+
+It tells apart where two machines begin to differ: in decoding the image file, in resizing it, in
+a layer of the network, or in its last answers alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnnedge.bundle import SELFTEST, Bundle
+from cnnedge.errors import BundleError
+from cnnedge.image import ImageContract, decode, to_tensor
+
+GOLDEN = 8  # images
+INDEX = f"{SELFTEST}/selftest.json"
+TENSORS = f"{SELFTEST}/tensors.npz"
+# By how much an answer may differ from the one recorded on another machine: FP32 by the order of
+# its sums, FP16 by its rounding, INT8 by a few steps of its coarser one.
+TOLERANCE = {"fp32": 1e-5, "fp16": 2e-3, "int8": 2e-2}
+# By how much a layer's fingerprint may, relative to its size, before that layer is named.
+LAYER_TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "int8": 5e-2}
+_SAMPLES = 32  # values of a layer's result that make its fingerprint
+
+Fingerprints = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """How far a variant's self-test got.
+
+    Attributes:
+        variant: The variant's name.
+        stage: Where it diverged: "decode", "resize", "layer" or "output"; None: nowhere.
+        detail: One sentence.
+    """
+
+    variant: str
+    stage: str | None
+    detail: str
+
+
+def write_selftest(
+    root: Path,
+    items: Sequence[Any],
+    image: ImageContract,
+    reference: Callable[[np.ndarray], np.ndarray],
+    variants: Mapping[str, Callable[[np.ndarray], np.ndarray]],
+    fingerprints: Mapping[str, Callable[[np.ndarray], Fingerprints]],
+) -> list[str]:
+    """Write the self-test of a bundle under construction; return its files' names.
+
+    Args:
+        root: The bundle's folder.
+        items: Image files or uint8 arrays, of which the first `GOLDEN` are taken.
+        image: The image contract.
+        reference: The Keras reference: uint8 batch → probabilities.
+        variants: Each variant, likewise.
+        fingerprints: For each variant, uint8 batch → fingerprint of each layer's result.
+    """
+    (root / SELFTEST).mkdir()
+    names = [_write_image(root, k, item) for k, item in enumerate(items[:GOLDEN])]
+    tensors = np.stack([to_tensor(root / name, image) for name in names])
+    np.savez_compressed(root / TENSORS, tensors=tensors)
+    index = {
+        "images": [
+            {"file": name, "pixels_sha256": _pixels_digest(root / name, image)} for name in names
+        ],
+        "answers": {
+            "reference": reference(tensors).tolist(),
+            **{name: run(tensors).tolist() for name, run in variants.items()},
+        },
+        "layers": {name: run(tensors[:1]) for name, run in fingerprints.items()},
+        "tolerance": TOLERANCE,
+    }
+    (root / INDEX).write_text(json.dumps(index), encoding="utf-8")
+    return [*names, TENSORS, INDEX]
+
+
+def run_selftest(
+    bundle: Bundle,
+    variants: Mapping[str, Callable[[np.ndarray], np.ndarray]],
+    fingerprint: Callable[[str, np.ndarray], Fingerprints] | None = None,
+) -> list[StageReport]:
+    """Replay a bundle's self-test on this machine.
+
+    Args:
+        bundle: The bundle.
+        variants: The variants to test, as loaded here.
+        fingerprint: ``(variant, batch)`` → fingerprints of its layers here; None where the
+            packages that take a graph apart are not installed, and then no layer is named.
+
+    Raises:
+        BundleError: the bundle holds no self-test.
+    """
+    try:
+        index = json.loads(bundle.path(INDEX).read_text(encoding="utf-8"))
+        with np.load(bundle.path(TENSORS), allow_pickle=False) as stored:
+            tensors = stored["tensors"]
+    except (OSError, ValueError, KeyError) as error:
+        raise BundleError(
+            f"{bundle.root} holds no self-test ({error})", fix="export it again"
+        ) from error
+    image = bundle.manifest.image
+    before = _check_images(bundle, index["images"], tensors, image)
+    reports = []
+    for name, run in variants.items():
+        if before is not None:
+            reports.append(StageReport(name, *before))
+            continue
+        precision = bundle.manifest.variant(name).precision
+        difference = float(np.abs(run(tensors) - np.array(index["answers"][name])).max())
+        if difference <= TOLERANCE[precision]:
+            detail = f"{len(tensors)} golden images, answers within {difference:.1e}"
+            reports.append(StageReport(name, None, detail))
+            continue
+        layer = None
+        if fingerprint is not None:
+            expected = index["layers"].get(name, {})
+            here = fingerprint(name, tensors[:1])
+            layer = first_divergence(expected, here, LAYER_TOLERANCE[precision])
+        if layer is not None:
+            detail = f"the first layer that differs is {layer} (answers differ by {difference:.1e})"
+            reports.append(StageReport(name, "layer", detail))
+        else:
+            reports.append(StageReport(name, "output", f"answers differ by {difference:.1e}"))
+    return reports
+
+
+def first_divergence(expected: Fingerprints, here: Fingerprints, tolerance: float) -> str | None:
+    """Return the first layer whose fingerprint differs by more than ``tolerance``, relatively."""
+    for name, values in expected.items():
+        if name not in here:
+            return name
+        a, b = np.array(values), np.array(here[name])
+        if not np.linalg.norm(a - b) <= tolerance * max(float(np.linalg.norm(a)), 1e-6):
+            return name
+    return None
+
+
+def fingerprint_of(array: np.ndarray) -> list[float]:
+    """Return a few numbers that tell a layer's result from another: samples, mean, deviation."""
+    flat = array.astype(np.float64).reshape(-1)
+    picks = np.linspace(0, flat.size - 1, min(_SAMPLES, flat.size)).astype(int)
+    return [float(f"{v:.7g}") for v in (*flat[picks], flat.mean(), flat.std())]
+
+
+def _check_images(
+    bundle: Bundle, entries: list[dict[str, Any]], tensors: np.ndarray, image: ImageContract
+) -> tuple[str, str] | None:
+    """Return the stage before the network that diverged, and how, or None."""
+    for entry, expected in zip(entries, tensors, strict=True):
+        path = bundle.path(entry["file"])
+        if _pixels_digest(path, image) != entry["pixels_sha256"]:
+            return "decode", f"{entry['file']} decodes to other pixels than where it was recorded"
+        difference = np.abs(to_tensor(path, image).astype(int) - expected.astype(int)).max()
+        if difference:
+            return "resize", f"{entry['file']} resizes to pixels up to {difference} levels off"
+    return None
+
+
+def _write_image(root: Path, k: int, item: Any) -> str:
+    """Store a golden image: a file as it is, an array as PNG and every other one as JPEG."""
+    from PIL import Image
+
+    if isinstance(item, str | Path):
+        name = f"{SELFTEST}/golden-{k:02d}{Path(item).suffix.lower()}"
+        (root / name).write_bytes(Path(item).read_bytes())
+        return name
+    suffix = "png" if k % 2 == 0 else "jpg"
+    name = f"{SELFTEST}/golden-{k:02d}.{suffix}"
+    Image.fromarray(np.asarray(item)).save(root / name, quality=95)
+    return name
+
+
+def _pixels_digest(path: Path, image: ImageContract) -> str:
+    pixels = decode(path)
+    return hashlib.sha256(f"{pixels.size}".encode() + pixels.tobytes()).hexdigest()

@@ -1,0 +1,233 @@
+"""Step: hold what was exported against the Keras reference, and apply the gates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnnedge.bundle import Bundle, Manifest, open_bundle
+from cnnedge.data import Dataset, Split
+from cnnedge.errors import DataError
+from cnnedge.image import ImageContract, normalize
+from cnnedge.progress import Progress, silent
+from cnnedge.result import Comparison, Verdict, compare, judge
+from cnnedge.runtime import open_variant
+from cnnedge.selftest import Fingerprints, StageReport, run_selftest
+
+Answer = Callable[[np.ndarray], np.ndarray]
+REFERENCE_ANSWERS = "selftest/reference.npz"
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class VariantReport:
+    """What verification found of one variant."""
+
+    name: str
+    precision: str
+    provider: str
+    selftest: StageReport | None
+    comparison: Comparison | None
+    verdict: Verdict | None
+    achieved: Mapping[str, Mapping[str, float]]
+
+    @property
+    def failed(self) -> bool:
+        """Whether the self-test diverged or a gate stopped it."""
+        diverged = self.selftest is not None and self.selftest.stage is not None
+        return diverged or (self.verdict is not None and self.verdict.failed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-able data."""
+        return {
+            "variant": self.name,
+            "precision": self.precision,
+            "achieved": {kind: dict(shares) for kind, shares in self.achieved.items()},
+            "provider": self.provider,
+            "selftest": None if self.selftest is None else asdict(self.selftest),
+            "accuracy": None if self.comparison is None else self.comparison.to_dict(),
+            "verdict": None if self.verdict is None else asdict(self.verdict),
+            "failed": self.failed,
+        }
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What verification found of a bundle.
+
+    Attributes:
+        bundle: The bundle's folder.
+        reference: What the answers were held against, in words.
+        data: The data source and how many images of it, in words.
+        variants: One report each.
+    """
+
+    bundle: str
+    reference: str
+    data: str
+    variants: tuple[VariantReport, ...]
+
+    @property
+    def failed(self) -> bool:
+        """Whether any variant failed."""
+        return any(variant.failed for variant in self.variants)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-able data."""
+        return {
+            "bundle": self.bundle,
+            "reference": self.reference,
+            "data": self.data,
+            "failed": self.failed,
+            "variants": [variant.to_dict() for variant in self.variants],
+        }
+
+
+def verify_bundle(
+    path: Path | str,
+    dataset: Dataset | None = None,
+    *,
+    reference: Answer | None = None,
+    max_drop: float | None = None,
+    limit: int | None = None,
+    progress: Progress = silent,
+) -> Verification:
+    """Replay a bundle's self-test here; with data, also measure accuracy and apply the gate.
+
+    Args:
+        path: The bundle.
+        dataset: Labelled images; its test split is used. None: the self-test alone.
+        reference: The Keras reference, uint8 batch → probabilities. None: its recorded answers
+            where ``dataset`` is the one of the export, else the FP32 variant, which was held to
+            Keras within 1e-5 then.
+        max_drop: The largest top-1 drop allowed, in points; None: the bundle's own.
+        limit: At most this many test images.
+        progress: Told how many images are done.
+
+    Raises:
+        BundleError: the bundle is incomplete or was altered.
+        DataError: the data's labels are not the bundle's.
+    """
+    bundle = open_bundle(path)
+    manifest = bundle.manifest
+    run = {v.name: _as_uint8(manifest, open_variant(bundle, v)) for v in manifest.variants}
+    providers = {name: getattr(answer, "provider", "?") for name, answer in run.items()}
+    stages = {
+        report.variant: report
+        for report in run_selftest(bundle, run, lambda name, x: _fingerprint(bundle, name, x))
+    }
+    comparisons: dict[str, Comparison] = {}
+    against, data = "the recorded answers to the golden images", "golden images alone"
+    if dataset is not None:
+        if dataset.labels != manifest.labels:
+            raise DataError(
+                f"the labels of {dataset.spec} are not those of {bundle.root}",
+                fix="verify on data with the same classes in the same order",
+            )
+        split = dataset.test if limit is None else dataset.test.take(limit, seed=0)
+        expected = None if reference is not None else _recorded(bundle, split)
+        against = "Keras" if reference is not None else "Keras, as recorded at export"
+        if reference is None and expected is None:
+            reference, against = run["fp32"], "the FP32 variant (held to Keras at export)"
+        comparisons, _ = compare_variants(
+            run, reference, split, manifest.image, expected=expected, progress=progress
+        )
+        data = f"{len(split)} test images of {dataset.spec}"
+    allowed = manifest.max_drop if max_drop is None else max_drop
+    trained = manifest.model.get("weights") != "random"
+    return Verification(
+        str(bundle.root),
+        against,
+        data,
+        tuple(
+            VariantReport(
+                v.name,
+                v.precision,
+                providers[v.name],
+                stages.get(v.name),
+                comparisons.get(v.name),
+                judge(comparisons[v.name], precision=v.precision, max_drop=allowed, trained=trained)
+                if v.name in comparisons
+                else None,
+                v.achieved,
+            )
+            for v in manifest.variants
+        ),
+    )
+
+
+def compare_variants(
+    variants: Mapping[str, Answer],
+    reference: Answer | None,
+    split: Split,
+    image: ImageContract,
+    *,
+    expected: np.ndarray | None = None,
+    progress: Progress = silent,
+) -> tuple[dict[str, Comparison], np.ndarray]:
+    """Run every variant and the reference over a split, each batch decoded once.
+
+    Args:
+        variants: uint8 batch → probabilities, by name.
+        reference: Likewise; None where ``expected`` holds its answers.
+        split: Labelled images.
+        image: The image contract.
+        expected: The reference's answers float32 ``[N, classes]``, where known.
+        progress: Told how many images are done.
+
+    Returns:
+        A comparison for each variant, and the reference's answers.
+    """
+    answers: dict[str, list[np.ndarray]] = {name: [] for name in variants}
+    theirs: list[np.ndarray] = []
+    targets: list[np.ndarray] = []
+    done = 0
+    for batch, classes in split.batches(image, BATCH):
+        for name, run in variants.items():
+            answers[name].append(run(batch))
+        if expected is None:
+            assert reference is not None
+            theirs.append(reference(batch))
+        targets.append(classes)
+        done += len(batch)
+        progress("verify", done, len(split))
+    if not targets:
+        raise DataError("the test split is empty", fix="give data with more images per class")
+    truth = np.concatenate(targets)
+    right = np.concatenate(theirs) if expected is None else expected
+    compared = {name: compare(np.concatenate(a), right, truth) for name, a in answers.items()}
+    return compared, right
+
+
+def _fingerprint(bundle: Bundle, name: str, tensors: np.ndarray) -> Fingerprints:
+    manifest = bundle.manifest
+    try:
+        import onnx_ir  # noqa: F401
+    except ImportError:  # a device without the `export` extra: no layer can be named
+        return {}
+    from cnnedge.graph.fingerprint import layer_fingerprints
+
+    batch = normalize(tensors, manifest.normalization) if manifest.input == "float32" else tensors
+    return layer_fingerprints(bundle.path(manifest.variant(name).file), batch)
+
+
+def _as_uint8(manifest: Manifest, answer: Answer) -> Answer:
+    """Let a variant that takes float32 be fed the same uint8 batches as the others."""
+    if manifest.input != "float32":
+        return answer
+    return lambda batch: answer(normalize(batch, manifest.normalization))
+
+
+def _recorded(bundle: Bundle, split: Split) -> np.ndarray | None:
+    """Return the reference's recorded answers if they were given to exactly these images."""
+    manifest = bundle.manifest
+    if REFERENCE_ANSWERS not in manifest.files:
+        return None
+    if split.digest() != manifest.data.get("test_sha256"):
+        return None
+    with np.load(bundle.path(REFERENCE_ANSWERS), allow_pickle=False) as stored:
+        return stored["answers"]
