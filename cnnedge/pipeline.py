@@ -30,7 +30,7 @@ from cnnedge.bundle import (
 )
 from cnnedge.data import Dataset, Split, open_source
 from cnnedge.errors import CnnEdgeError, DataError, MissingExtraError, ModelError
-from cnnedge.export import export_onnx, image_shape
+from cnnedge.export import classifier_shape, export_onnx
 from cnnedge.files import atomic_folder, sha256
 from cnnedge.graph.fingerprint import layer_fingerprints
 from cnnedge.graph.float16 import to_float16
@@ -51,7 +51,6 @@ Answer = Callable[[np.ndarray], np.ndarray]
 RANDOM_TEST_IMAGES = 32
 # The reference's answers travel with the bundle while they stay small: 8 MB of float32.
 MOST_RECORDED_ANSWERS = 2_000_000
-BENCHMARK_SECONDS = 8.0
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ def resolve(recipe: Recipe) -> tuple[Source, list[str]]:
             f"no trained weights for {recipe.model} (looked for ./{found}): exporting random ones; "
             "parity, size and latency count, accuracy means nothing yet"
         )
-        height, width, channels = image_shape(model)
+        height, width, channels, _ = classifier_shape(model)
         assert height is not None
         assert width is not None
         contract = ImageContract(height, width, channels)
@@ -254,7 +253,7 @@ def _build(
         name: lambda session=session: session(feed)  # type: ignore[misc]
         for name, session in sessions.items()
     }
-    measured = measure_interleaved(contestants, seconds=BENCHMARK_SECONDS, progress=progress)
+    measured = measure_interleaved(contestants, seconds=recipe.bench_seconds, progress=progress)
     latencies = {measurement.name: measurement for measurement in measured}
 
     files = write_selftest(
@@ -385,7 +384,7 @@ def _note_of_user_model(model: Any, path: Path, recipe: Recipe) -> Any:
     """Say for a user's own `.keras` file what it does not say itself, or refuse to guess."""
     from cnnedge.backends.keras import ModelNote, scales_itself
 
-    height, width, channels = image_shape(model)
+    height, width, channels, _ = classifier_shape(model)
     if recipe.image_size is not None:
         height, width = height or recipe.image_size[0], width or recipe.image_size[1]
     if height is None or width is None:
@@ -403,7 +402,7 @@ def _note_of_user_model(model: Any, path: Path, recipe: Recipe) -> Any:
 def _labels(
     recipe: Recipe, noted: tuple[str, ...], dataset: Dataset | None, model: Any
 ) -> tuple[str, ...]:
-    classes = int(model.output_shape[1])
+    classes = classifier_shape(model)[3]
     if recipe.labels is not None:
         try:
             labels = tuple(Path(recipe.labels).read_text(encoding="utf-8").splitlines())

@@ -35,6 +35,7 @@ class Recipe(BaseModel):
         calibration_images: At most so many images give the activation ranges.
         test_images: At most so many images are verified on; None: the whole test split, or 32
             where the weights are random.
+        bench_seconds: About how long the latencies are measured, warm-up aside.
         seed: Seeds weights, splits and subsets.
     """
 
@@ -52,6 +53,7 @@ class Recipe(BaseModel):
     classes: int = Field(1000, ge=2)
     calibration_images: int = Field(128, ge=1)
     test_images: int | None = Field(None, ge=1)
+    bench_seconds: float = Field(8.0, gt=0)
     seed: int = 0
 
     @field_validator("preprocess")

@@ -181,5 +181,5 @@ def _write_image(root: Path, k: int, item: Any) -> str:
 
 
 def _pixels_digest(path: Path, image: ImageContract) -> str:
-    pixels = decode(path)
+    pixels = decode(path, image)
     return hashlib.sha256(f"{pixels.size}".encode() + pixels.tobytes()).hexdigest()

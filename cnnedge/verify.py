@@ -120,10 +120,11 @@ def verify_bundle(
         report.variant: report
         for report in run_selftest(bundle, run, lambda name, x: _fingerprint(bundle, name, x))
     }
+    trained = manifest.model.get("weights") != "random"
     comparisons: dict[str, Comparison] = {}
     against, data = "the recorded answers to the golden images", "golden images alone"
     if dataset is not None:
-        if dataset.labels != manifest.labels:
+        if trained and dataset.labels != manifest.labels:
             raise DataError(
                 f"the labels of {dataset.spec} are not those of {bundle.root}",
                 fix="verify on data with the same classes in the same order",
@@ -138,7 +139,6 @@ def verify_bundle(
         )
         data = f"{len(split)} test images of {dataset.spec}"
     allowed = manifest.max_drop if max_drop is None else max_drop
-    trained = manifest.model.get("weights") != "random"
     return Verification(
         str(bundle.root),
         against,

@@ -1,5 +1,5 @@
 import json
-import logging
+import re
 
 import keras
 import numpy as np
@@ -119,12 +119,15 @@ def test_a_built_in_model_of_another_size():
 
 def test_the_table_is_text_and_the_dictionary_is_json():
     inspection = inspect_model("alexnet_v2")
-    rows = inspection.rows()
+    headers, *rows, total = inspection.rows()
 
-    assert {len(row) for row in rows} == {len(COLUMNS)}
+    assert headers == COLUMNS
+    assert {len(row) for row in rows} == {len(total)} == {len(COLUMNS)}
     assert rows[2][:5] == ("features/conv1", "Conv2D", "11x11/4", "55x55x48", "17,472")
     assert rows[2][-2:] == ("4", "11")
     assert rows[-1][-1] == "all"
+    assert total[0] == "total"
+    assert total[4:6] == ("5,925,672", "300,490,000")
     document = json.loads(json.dumps(inspection.to_dict()))
     assert document["layers"][2]["receptive_field"] == [11, 11]
     assert document["macs"] == inspection.macs
@@ -144,13 +147,7 @@ def sequential(*stack, size=(16, 16, 4)):
 @pytest.mark.parametrize(
     ("layer", "window", "params", "macs", "field"),
     [
-        (
-            layers.Conv2D(6, 3, groups=2),
-            "3x3/1",
-            3 * 3 * 2 * 6 + 6,
-            14 * 14 * 3 * 3 * 2 * 6,
-            (3, 3),
-        ),
+        (layers.Conv2D(6, 3, groups=2), "3x3/1", 108 + 6, 14 * 14 * 108, (3, 3)),
         (layers.Conv2D(6, (1, 7)), "1x7/1", 7 * 4 * 6 + 6, 16 * 10 * 7 * 4 * 6, (1, 7)),
         (layers.Conv2D(1, 3, dilation_rate=2), "3x3/1 d2", 37, 12 * 12 * 36, (5, 5)),
         (layers.DepthwiseConv2D(3, strides=2), "3x3/2", 3 * 3 * 4 + 4, 7 * 7 * 36, (3, 3)),
@@ -278,9 +275,7 @@ class Odd(layers.Layer):
     ],
 )
 def test_what_cannot_be_followed_is_noted(layer, note):
-    (found,) = [n for n in inspect_model(sequential(layer)).notes if "field" not in note or n]
-
-    assert pytest.importorskip("re").search(note, found)
+    assert re.search(note, "\n".join(inspect_model(sequential(layer)).notes))
 
 
 @pytest.mark.parametrize(
@@ -288,14 +283,7 @@ def test_what_cannot_be_followed_is_noted(layer, note):
     [
         (Residual, "inputs of 'residual' are not known"),
         (lambda: keras.Sequential([keras.Input((7,)), layers.Dense(2)], name="flat"), "'flat'"),
-        (
-            lambda: (
-                keras.Model([keras.Input((4, 4, 3)) for _ in "ab"], keras.Input((1,)))
-                if False
-                else two_inputs()
-            ),
-            "'two' are",
-        ),
+        (lambda: two_inputs(), r"'two' are \[\(None, 4, 4, 3\), \(None, 4, 4, 3\)\]"),
     ],
 )
 def test_models_without_one_image_are_refused(make, message):
@@ -316,7 +304,7 @@ def test_a_size_that_the_model_does_not_take_is_refused():
 
 
 def test_names_and_options_that_make_no_sense_are_refused():
-    with pytest.raises(ModelError, match="did you mean vgg16"):
+    with pytest.raises(ModelError, match="did you mean vgg19 or vgg16"):
         inspect_model("vgg61")
     with pytest.raises(ModelError, match="toy has its own number of classes"):
         inspect_model(sequential(layers.Flatten()), classes=3)
@@ -331,217 +319,11 @@ def test_a_keras_file(tmp_path):
     assert (inspection.name, inspection.source) == ("vgg11", str(path))
     assert inspection.params == model.count_params()
     assert fields(inspection)["pool5"] == 150
-    with pytest.raises(ModelError, match="absent.keras"):
+    with pytest.raises(ModelError, match=r"absent.keras"):
         inspect_model(tmp_path / "absent.keras")
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ModelError, match="small.keras"):
+    with pytest.raises(ModelError, match=r"small.keras"):
         inspect_model(str(path))
-
-
-# ONNX files -----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    """A Keras model with biases that are not zero, and its ONNX file."""
-    import onnx
-    import tf2onnx
-
-    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
-    model = sequential(
-        layers.Conv2D(32, 3, strides=2, padding="same", activation="relu", name="c1"),
-        layers.MaxPooling2D(3, strides=2, name="p1"),
-        layers.DepthwiseConv2D(3, padding="same", activation="relu", name="c2"),
-        layers.Conv2D(40, 3, dilation_rate=2, padding="same", activation="relu", name="c3"),
-        layers.Flatten(name="flat"),
-        layers.Dense(32, activation="relu", name="f1"),
-        layers.Dense(3, name="f2"),
-        layers.Softmax(name="s"),
-        size=(33, 29, 3),
-    )
-    random = np.random.default_rng(0)
-    model.set_weights([random.normal(size=w.shape).astype("f") for w in model.get_weights()])
-    signature = [tf.TensorSpec((None, 33, 29, 3), tf.float32, name="image")]
-    function = tf.function(model, autograph=False, input_signature=signature)
-    proto, _ = tf2onnx.convert.from_function(function, signature, opset=18)
-    path = tmp_path_factory.mktemp("onnx") / "toy.onnx"
-    onnx.save(proto, path)
-    return model, path
-
-
-def summary(inspection):
-    """What a Keras model and its ONNX file must agree on, layer by layer."""
-    kept = [row for row in inspection.layers if row.name != "image"]
-    return [
-        (row.window, row.output, row.params, row.macs, row.stride, row.receptive_field)
-        for row in kept
-    ]
-
-
-def test_an_onnx_file_reads_like_the_model_it_came_from(pair):
-    of_keras, of_onnx = (inspect_model(model) for model in pair)
-
-    assert summary(of_onnx) == summary(of_keras)
-    assert of_onnx.params == pair[0].count_params()
-    assert of_onnx.activation_bytes == of_keras.activation_bytes
-    assert of_onnx.peak_bytes == of_keras.peak_bytes
-    assert of_onnx.notes == ()
-    kinds = [row.kind for row in of_onnx.layers]
-    assert kinds[:3] == ["Input", "Conv+Relu", "MaxPool"]
-    assert kinds[-3:] == ["MatMul+Relu", "MatMul", "Softmax"]
-
-
-def test_a_quantized_file_reads_like_the_float_one(pair, tmp_path):
-    from onnxruntime.quantization import CalibrationDataReader, quantize_static
-
-    class Images(CalibrationDataReader):
-        images = iter(np.random.default_rng(0).random((2, 1, 33, 29, 3), np.float32))
-
-        def get_next(self):
-            image = next(self.images, None)
-            return None if image is None else {"image": image}
-
-    path = tmp_path / "int8.onnx"
-    quantize_static(pair[1], path, Images(), per_channel=True)
-    quantized = inspect_model(path)
-
-    assert summary(quantized) == summary(inspect_model(pair[1]))
-
-
-def test_sort_pooling_has_the_same_field_in_onnx(tmp_path):
-    import onnx
-    import tf2onnx
-
-    from cnnedge.models.layers import SortPool2D
-
-    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
-    model = sequential(layers.Conv2D(4, 3), SortPool2D(), layers.Conv2D(4, 3), size=(15, 15, 3))
-    signature = [tf.TensorSpec((None, 15, 15, 3), tf.float32, name="image")]
-    function = tf.function(model, autograph=False, input_signature=signature)
-    proto, _ = tf2onnx.convert.from_function(function, signature, opset=18)
-    onnx.save(proto, tmp_path / "sort.onnx")
-    row = last(tmp_path / "sort.onnx")
-
-    assert (
-        (row.receptive_field, row.stride)
-        == (last(model).receptive_field, (2, 2))
-        == ((8, 8), (2, 2))
-    )
-
-
-HEADER = '<ir_version: 9, opset_import: ["": 18, "com.microsoft": 1]>'
-
-
-def onnx_file(path, text, **weights):
-    """Write a graph in ONNX's text form, with float weights of the given shapes."""
-    import onnx
-
-    model = onnx.parser.parse_model(HEADER + text)
-    for name, shape in weights.items():
-        array = np.ones(shape, np.float32)
-        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-    onnx.save(model, path)
-    return path
-
-
-def test_bytes_in_the_camera_s_layout_and_an_open_size(tmp_path):
-    path = onnx_file(
-        tmp_path / "bytes.onnx",
-        """g (uint8[N, H, W, 3] image) => (float[N, C] y) {
-            f = Cast<to = 1>(image)
-            t = Transpose<perm = [0, 3, 1, 2]>(f)
-            c = Conv<kernel_shape = [3, 5], strides = [2, 2], auto_pad = "SAME_UPPER">(t, w, b)
-            r = Relu(c)
-            g = GlobalAveragePool(r)
-            h = Flatten(g)
-            y = Gemm<transB = 1>(h, v, d)
-        }""",
-        w=(8, 3, 3, 5),
-        b=(8,),
-        v=(4, 8),
-        d=(4,),
-    )
-    rows = inspect_model(path, height=20, width=11).layers
-
-    assert [row.kind for row in rows] == [
-        "Input",
-        "Conv+Relu",
-        "GlobalAveragePool",
-        "Flatten",
-        "Gemm",
-    ]
-    assert [row.output for row in rows] == [(20, 11, 3), (10, 6, 8), (1, 1, 8), (8,), (4,)]
-    assert rows[1].receptive_field == (3, 5)
-    assert rows[2].receptive_field is None
-    assert [row.params for row in rows] == [0, 8 * 45 + 8, 0, 0, 36]
-    assert [row.macs for row in rows] == [0, 60 * 8 * 45, 0, 0, 32]
-    with pytest.raises(ModelError, match=r"bytes.onnx leaves its input size open"):
-        inspect_model(path, height=20)
-
-
-def test_padding_and_slicing_move_the_field(tmp_path):
-    path = onnx_file(
-        tmp_path / "moves.onnx",
-        """g (float[1, 3, 8, 8] image) => (float[1, 3, H, W] y)
-        <int64[8] pads = {0, 0, 1, 1, 0, 0, 1, 1}, int64[1] one = {1}, int64[1] end = {99},
-         int64[1] axis = {2}, int64[1] two = {2}, int64[1] zero = {0}> {
-            p = Pad(image, pads)
-            a = Slice(p, zero, end, axis, two)
-            b = Slice(p, one, end, axis, two)
-            y = Max(a, b)
-        }""",
-    )
-    rows = inspect_model(path).layers
-
-    assert [row.output for row in rows[1:]] == [(10, 10, 3), (5, 10, 3), (5, 10, 3), (5, 10, 3)]
-    assert [row.receptive_field for row in rows[1:]] == [(1, 1), (1, 1), (1, 1), (2, 1)]
-    assert rows[-1].stride == (2, 1)
-
-
-def test_weights_of_four_bits_count_unpacked(tmp_path):
-    path = onnx_file(
-        tmp_path / "int4.onnx",
-        """g (float[1, 3, 4, 4] image) => (float[1, C] y)
-        <uint8[5, 3, 8] q, float[15] scale> {
-            f = Flatten(image)
-            m = com.microsoft.MatMulNBits<K = 48, N = 5, bits = 4, block_size = 16>(f, q, scale)
-            y = Relu(m)
-        }""".replace("<uint8[5, 3, 8] q, float[15] scale>", ""),
-        q=(5, 3, 8),
-        scale=(15,),
-    )
-    row = last(path)
-
-    assert (row.kind, row.output, row.params, row.macs) == ("MatMul+Relu", (5,), 240, 240)
-
-
-def test_weights_beside_the_file_are_not_needed(pair, tmp_path):
-    import onnx
-
-    path = tmp_path / "beside.onnx"
-    onnx.save(onnx.load(pair[1]), path, save_as_external_data=True, location="w", size_threshold=0)
-    (tmp_path / "w").unlink()
-
-    assert inspect_model(path).macs == inspect_model(pair[1]).macs
-
-
-def test_onnx_files_that_cannot_be_read_are_refused(pair, tmp_path):
-    damaged = tmp_path / "damaged.onnx"
-    with pytest.raises(ModelError, match=r"no model file .*damaged.onnx"):
-        inspect_model(damaged)
-    for content in (b"", b"no model", pair[1].read_bytes()[:500]):
-        damaged.write_bytes(content)
-        with pytest.raises(ModelError, match=r"damaged.onnx is not"):
-            inspect_model(damaged)
-    with pytest.raises(ModelError, match="has its own number of classes"):
-        inspect_model(pair[1], classes=3)
-    with pytest.raises(ModelError, match=r"toy.onnx.*pass a"):
-        inspect_model(pair[1], height=2, width=2)
-    no_image = onnx_file(
-        tmp_path / "no.onnx", "g (float[1, 3] x) => (float[1, 3] y) { y = Relu(x) }"
-    )
-    with pytest.raises(ModelError, match="has the inputs x; .* one image input"):
-        inspect_model(no_image)
 
 
 # Stacks ---------------------------------------------------------------------------------------
@@ -567,9 +349,7 @@ def test_a_stack_with_channels_and_oblong_kernels():
     assert compare_stack("5").kernels == ((5, 5),)
 
 
-@pytest.mark.parametrize(
-    "spec", ["", "3x3,", "3x3x3", "0x3", "-3", "axb", "3x3;3x3", "99999", "9999"]
-)
+@pytest.mark.parametrize("spec", ["", "3x3,", "3x3x3", "0x3", "-3", "axb", "3;3", "99999", "9999"])
 def test_a_stack_that_is_none_is_answered_with_an_example(spec):
     with pytest.raises(CnnEdgeError, match="is no kernel; write kernels like 3x3,3x3,3x3"):
         compare_stack(spec)

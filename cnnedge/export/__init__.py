@@ -14,7 +14,7 @@ from cnnedge.export.contract import (
     write_names,
 )
 from cnnedge.export.fold import fold, lowest_opset
-from cnnedge.export.trace import image_shape, trace
+from cnnedge.export.trace import classifier_shape, trace
 from cnnedge.graph.write import write_onnx
 from cnnedge.image import ImageContract
 
@@ -78,4 +78,4 @@ def export_onnx(
     return ExportedGraph(graph, emitted)
 
 
-__all__ = ["ExportedGraph", "export_onnx", "image_shape", "write_onnx"]
+__all__ = ["ExportedGraph", "classifier_shape", "export_onnx", "write_onnx"]

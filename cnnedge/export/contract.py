@@ -49,11 +49,7 @@ def take_uint8(model: Any, image: ImageContract, normalization: str) -> None:
     # Where the network begins by going to NCHW, as every traced convolution does, normalize
     # behind that Transpose; a network that looks at the NHWC image first is left its layout.
     transpose = single_consumer(old)
-    to_nchw = (
-        transpose is not None
-        and transpose.op_type == "Transpose"
-        and attribute_ints(transpose, "perm") == NHWC_TO_NCHW
-    )
+    to_nchw = transpose is not None and _goes_to_nchw(transpose, image.channels)
     nodes = [ir.node("Cast", [new], {"to": ir.DataType.FLOAT}, name="image/cast")]
     if to_nchw:
         last = nodes[-1].outputs[0]
@@ -111,7 +107,7 @@ def give_probabilities(model: Any, classes: int) -> str:
     last = output.producer()
     if last.op_type == "Softmax":
         emitted = "probabilities"
-    elif last.op_type in {"Gemm", "MatMul", "Add", "Flatten", "GlobalAveragePool", "Reshape"}:
+    elif last.op_type in {"Gemm", "MatMul", "Add", "Flatten", "Reshape"}:
         emitted = "logits"
         softmax = ir.node("Softmax", [output], {"axis": -1}, name="softmax")
         softmax.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
@@ -169,6 +165,14 @@ def write_metadata(model: Any, *, name: str, labels: tuple[str, ...], image: Ima
     model.graph.name = name
 
 
+def _goes_to_nchw(node: Any, channels: int) -> bool:
+    """Tell whether a node turns the NHWC image to NCHW; for one channel a Reshape does."""
+    if node.op_type == "Transpose":
+        return attribute_ints(node, "perm") == NHWC_TO_NCHW
+    shape = node.outputs[0].shape
+    return node.op_type == "Reshape" and channels == 1 and shape is not None and shape[1] == 1
+
+
 def _describe_preprocessing(nodes: list[Any], image: ImageContract) -> None:
     """State the shape and type of each result, so that later passes need not infer them."""
     import onnx_ir as ir
@@ -183,7 +187,16 @@ def _describe_preprocessing(nodes: list[Any], image: ImageContract) -> None:
 
 
 _WEIGHTED = {"Conv", "Gemm", "MatMul", "ConvTranspose"}
-_MAIN = {*_WEIGHTED, "MaxPool", "AveragePool", "GlobalAveragePool", "LRN", "Flatten", "Softmax"}
+_MAIN = {
+    *_WEIGHTED,
+    "MaxPool",
+    "AveragePool",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "LRN",
+    "Flatten",
+    "Softmax",
+}
 
 
 def _layer_name(node: Any, layers: frozenset[str]) -> str:

@@ -42,6 +42,7 @@ def fold(skeleton: Skeleton) -> Any:
     fold_scale_and_shift(model)
     name_pooling(model)
     fold_flatten(model)
+    merge_reshapes(model)
     fuse_dense(model)
     fold_constants(model)
     passes.IdentityEliminationPass()(model)
@@ -146,8 +147,9 @@ def fold_scale_and_shift(model: Any) -> None:
 
 
 def name_pooling(model: Any) -> None:
-    """Write a mean over both spatial axes as the GlobalAveragePool that runtimes know."""
-    for node in main_nodes(model, "ReduceMean"):
+    """Write a mean or maximum over both spatial axes as the pooling that runtimes know."""
+    pools = {"ReduceMean": "GlobalAveragePool", "ReduceMax": "GlobalMaxPool"}
+    for node in main_nodes(model, *pools):
         axes = attribute_ints(node, "axes")
         if axes is None and len(node.inputs) > 1:
             folded = constant(node.inputs[1])
@@ -163,7 +165,7 @@ def name_pooling(model: Any) -> None:
             source, axes = transpose.inputs[0], [{1: 2, 2: 3, 3: 1}.get(a, a) for a in axes]
         if sorted(axes) != [2, 3]:
             continue
-        pool = replace_node(model, node, "GlobalAveragePool", [source])
+        pool = replace_node(model, node, pools[node.op_type], [source])
         if not keep:
             flat = pool.outputs[0].shape
             _insert_after(model, pool, "Flatten", None).outputs[0].shape = flat
@@ -200,6 +202,27 @@ def fold_flatten(model: Any) -> None:
         if reshape.op_type == "Reshape":
             replace_node(model, reshape, "Flatten", [transpose.inputs[0]])
         erase(model, transpose)
+
+
+def merge_reshapes(model: Any) -> None:
+    """Drop a Reshape whose result is only reshaped again, and write ``[N, …] → [N, k]`` as Flatten.
+
+    Where an image has one pixel or one channel, the converter writes each Transpose as a Reshape.
+    """
+    for node in main_nodes(model, "Reshape", "Flatten"):
+        source = node.inputs[0].producer()
+        while source is not None and source.op_type == "Reshape":
+            node.replace_input_with(0, source.inputs[0])
+            source = node.inputs[0].producer()
+        before, after = node.inputs[0].shape, node.outputs[0].shape
+        if node.op_type == "Flatten" or before is None or after is None:
+            continue
+        if list(before.dims[1:]) == list(after.dims[1:]):
+            node.outputs[0].replace_all_uses_with(node.inputs[0])
+            erase(model, node)
+            continue
+        if len(after.dims) == 2 and _product(*before.dims[1:]) == after.dims[1]:
+            replace_node(model, node, "Flatten", [node.inputs[0]])
 
 
 def fuse_dense(model: Any) -> None:

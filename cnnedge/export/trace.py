@@ -59,7 +59,7 @@ def trace(model: Any, height: int, width: int) -> Skeleton:
     except ImportError as error:
         raise MissingExtraError(error.name or "tf2onnx", "export", purpose="exporting") from error
 
-    channels = image_shape(model)[2]
+    channels = classifier_shape(model)[2]
     variables = list(model.trainable_variables) + list(model.non_trainable_variables)
     large = [v for v in variables if np.prod(v.shape) > SMALL]
     argument = {id(v): k for k, v in enumerate(large)}
@@ -96,8 +96,10 @@ def trace(model: Any, height: int, width: int) -> Skeleton:
     return Skeleton(proto, weights, frozenset(_layer_names(model)))
 
 
-def image_shape(model: Any) -> tuple[int | None, int | None, int]:
-    """Return the ``(height, width, channels)`` that a Keras classifier takes.
+def classifier_shape(model: Any) -> tuple[int | None, int | None, int, int]:
+    """Return the ``(height, width, channels, classes)`` of a Keras classifier.
+
+    Height and width are None where the model leaves them open.
 
     Raises:
         ModelError: it has not one image input and one output ``[N, classes]``.
@@ -127,7 +129,7 @@ def image_shape(model: Any) -> tuple[int | None, int | None, int]:
             f"the output of {model.name!r} is {output_shapes[0]}",
             fix="cnnedge takes a classifier over two classes or more: [N, classes]",
         )
-    return shapes[0][1], shapes[0][2], int(shapes[0][3])
+    return shapes[0][1], shapes[0][2], int(shapes[0][3]), int(output_shapes[0][1])
 
 
 def _layer_names(model: Any) -> Iterator[str]:

@@ -125,13 +125,12 @@ class _Walk:
 
     def strip_weights(self) -> None:
         """Turn large initializers into inputs, so that inferring shapes copies none of them."""
-        from onnx import TensorProto, helper
+        from onnx import helper
 
         given = {value.name for value in self.graph.input}
         kept = []
         for tensor in self.graph.initializer:
-            external = tensor.data_location == TensorProto.EXTERNAL
-            if prod(tensor.dims) <= _SMALL and not external:
+            if prod(tensor.dims) <= _SMALL and self._is_here(tensor):
                 kept.append(tensor)
             elif tensor.name not in given:
                 self.graph.input.append(
@@ -142,6 +141,20 @@ class _Walk:
         for node in self.graph.node:
             if node.op_type == "MatMulNBits":  # ONNX Runtime's own: weights of 4 bits, packed
                 self._unpack(node)
+
+    def _is_here(self, tensor: Any) -> bool:
+        """Tell whether a tensor's values are to be had, fetching them if they lie in a file."""
+        from onnx import TensorProto, external_data_helper
+
+        if tensor.data_location != TensorProto.EXTERNAL:
+            return True
+        try:
+            external_data_helper.load_external_data_for_tensor(tensor, str(self.path.parent))
+        except Exception:  # missing, or a path that onnx does not follow: a weight like others
+            return False
+        tensor.data_location = TensorProto.DEFAULT
+        del tensor.external_data[:]
+        return True
 
     def _unpack(self, node: Any) -> None:
         from onnx import TensorProto, helper
@@ -223,7 +236,7 @@ class _Walk:
                 f"nothing is left of the image after {node.name or name} in {self.path}",
                 fix="pass a larger height and width",
             )
-        if node.op_type == "Transpose" and (turned := _transposed(node, value, shape)):
+        if turned := _transposed(node, value, shape):
             self.values[name] = turned
         elif self.belongs_to_the_layer_before(node, value):
             self.reading.rows[value.row] = self.extended(node, value)
@@ -379,8 +392,12 @@ class _Walk:
 
 def _transposed(node: Any, value: _Value, shape: tuple[int, ...]) -> _Value | None:
     """Return the value in the other layout, or None if that is not what the node does."""
-    order = list(_attribute(node, "perm") or ())
-    if order == (_NHWC_TO_NCHW if value.channels_last else _NCHW_TO_NHWC):
+    order = _NHWC_TO_NCHW if value.channels_last else _NCHW_TO_NHWC
+    # With a single channel no element moves, and converters write a Reshape.
+    grey = node.op_type == "Reshape" and len(value.shape) == 4 and value.shown[2] == 1
+    if list(_attribute(node, "perm") or ()) == order or (
+        grey and shape == tuple(value.shape[axis] for axis in order)
+    ):
         return replace(value, shape=shape, channels_last=not value.channels_last)
     return None
 

@@ -91,8 +91,10 @@ class Inspection:
     notes: tuple[str, ...] = ()
 
     def rows(self) -> tuple[tuple[str, ...], ...]:
-        """Return the table as text, a cell for each of `COLUMNS`."""
-        return tuple(layer.cells() for layer in self.layers)
+        """Return the table as text: `COLUMNS`, then every layer, then the total."""
+        totals = [f"{total:,}" for total in (self.params, self.macs, self.activation_bytes)]
+        total = ("total", "", "", "", *totals, "", "")
+        return (COLUMNS, *(layer.cells() for layer in self.layers), total)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `json.dumps` takes."""

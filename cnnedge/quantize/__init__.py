@@ -39,14 +39,8 @@ def quantize(model: Any, plan: Plan, ranges: Ranges) -> QuantizedGraph:
         ranges: What `collect_ranges` saw of the plan's tensors.
 
     Raises:
-        ModelError: no layer can compute in int8, or the result breaks its target's contract.
+        ModelError: the result breaks its target's contract.
     """
-    if not plan.compute:
-        reasons = "; ".join(f"{name}: {why}" for name, why in plan.skipped.items())
-        raise ModelError(
-            f"no layer of this network can compute in int8 ({reasons or 'none has weights'})",
-            fix="leave int8 out of --precision",
-        )
     copy = model.clone()
     insert_pairs(copy, plan, ranges)
     if plan.target.float16:

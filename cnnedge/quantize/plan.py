@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from cnnedge.errors import ModelError
 from cnnedge.graph.edit import constant, main_nodes, single_consumer
 
 # A dense layer with fewer outputs than this gains nothing from int8 and decides the answer.
@@ -86,6 +87,9 @@ def make_plan(model: Any, target: Target, *, keep_float: frozenset[str] = frozen
         model: An FP32 ``onnx_ir.Model`` whose layers bear names.
         target: The contract to follow.
         keep_float: Names of weighted nodes to leave in float.
+
+    Raises:
+        ModelError: no layer can compute in int8.
     """
     plan = Plan(target)
     quantized: dict[str, Any] = {}  # tensor name -> value, in graph order
@@ -96,6 +100,12 @@ def make_plan(model: Any, target: Target, *, keep_float: frozenset[str] = frozen
             continue
         plan.compute.append(node.name)
         quantized.setdefault(node.inputs[0].name, node.inputs[0])
+    if not plan.compute:
+        reasons = "; ".join(f"{name}: {why}" for name, why in plan.skipped.items())
+        raise ModelError(
+            f"no layer of this network can compute in int8 ({reasons or 'none has weights'})",
+            fix="leave int8 out: --precision fp32,fp16",
+        )
     if target.name == "cpu":
         _plan_cpu(model, plan, quantized)
     order = {v.name: i for i, v in enumerate(_values(model))}

@@ -1,0 +1,168 @@
+"""A labelled data set and its disjoint parts."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnnedge.errors import DataError
+from cnnedge.image import ImageContract, to_tensor
+
+
+@dataclass(frozen=True)
+class Split:
+    """Labelled images, decoded when they are asked for.
+
+    Attributes:
+        name: "train", "calibration" or "test".
+        items: Paths, or uint8 arrays ``[H, W, 3]``.
+        targets: The class of each, int64 ``[N]``.
+    """
+
+    name: str
+    items: Sequence[Any]
+    targets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def tensor(self, index: int, contract: ImageContract) -> np.ndarray:
+        """Return one image, uint8 ``[H, W, C]``."""
+        return to_tensor(self.items[index], contract)
+
+    def batches(
+        self, contract: ImageContract, batch_size: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield ``(uint8 [n, H, W, C], int64 [n])`` in order; the last one may be smaller.
+
+        Images are decoded ahead by a few threads (Pillow releases the interpreter's lock), a
+        bounded number of them, so memory does not grow with the data set.
+        """
+        workers = min(8, os.cpu_count() or 1)
+        ahead: deque[Future[np.ndarray]] = deque()
+        with ThreadPoolExecutor(workers) as pool:
+            batch: list[np.ndarray] = []
+            asked = 0
+            try:
+                for done in range(len(self)):
+                    while asked < min(len(self), done + batch_size + 2 * workers):
+                        ahead.append(pool.submit(self.tensor, asked, contract))
+                        asked += 1
+                    batch.append(ahead.popleft().result())
+                    if len(batch) == batch_size or done + 1 == len(self):
+                        start = done + 1 - len(batch)
+                        yield np.stack(batch), self.targets[start : done + 1]
+                        batch = []
+            finally:  # the consumer stopped early, or an image was broken
+                for future in ahead:
+                    future.cancel()
+
+    def take(self, count: int, seed: int) -> Split:
+        """Return a seeded, stratified part of at most ``count`` images, in their order."""
+        if count >= len(self):
+            return self
+        rng = np.random.default_rng(seed)
+        # Deal the classes out in turn: any prefix of this order is as balanced as can be.
+        rank = np.empty(len(self), np.int64)
+        for label in np.unique(self.targets):
+            members = np.flatnonzero(self.targets == label)
+            rank[rng.permutation(members)] = np.arange(len(members))
+        order = np.lexsort((rng.permutation(len(self)), rank))
+        return self.select(np.sort(order[:count]))
+
+    def select(self, indices: np.ndarray) -> Split:
+        """Return the images at these indices."""
+        return Split(self.name, Selection(self.items, indices), self.targets[indices])
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the images' content and classes, in order."""
+        digest = hashlib.sha256()
+        for item, target in zip(self.items, self.targets, strict=True):
+            digest.update(item_digest(item))
+            digest.update(int(target).to_bytes(8, "little"))
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Selection(Sequence[Any]):
+    """Some items of another sequence, fetched when they are asked for."""
+
+    items: Sequence[Any]
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return Selection(self.items, self.indices[index])
+        return self.items[int(self.indices[index])]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data source with its three disjoint parts.
+
+    Attributes:
+        name: "digits", "signs" or a folder's name.
+        spec: How to open it again: ``open_source(spec)``.
+        labels: The classes, in the order of the targets.
+        train: What weights are learned from.
+        calibration: What activation ranges are taken from; never trained nor tested on.
+        test: What accuracy is measured on.
+        skipped: Files that were left out, each with the reason.
+    """
+
+    name: str
+    spec: str
+    labels: tuple[str, ...]
+    train: Split
+    calibration: Split
+    test: Split
+    skipped: tuple[str, ...] = ()
+
+
+def item_digest(item: Any) -> bytes:
+    """Return the SHA-256 of one item's content: a file's bytes, or an array's shape and pixels."""
+    if isinstance(item, np.ndarray):
+        return hashlib.sha256(f"{item.shape}".encode() + item.tobytes()).digest()
+    with open(Path(item), "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def stratified(targets: np.ndarray, shares: Sequence[float], seed: int) -> tuple[np.ndarray, ...]:
+    """Divide indices into disjoint parts that hold each class in the same proportion.
+
+    Args:
+        targets: The class of each item, int64 ``[N]``.
+        shares: The share of each part; they sum to 1. Every part gets at least one of each class.
+        seed: Seeds the shuffle.
+
+    Returns:
+        Sorted index arrays, one per share.
+
+    Raises:
+        DataError: a class has fewer items than there are parts.
+    """
+    rng = np.random.default_rng(seed)
+    parts: list[list[np.ndarray]] = [[] for _ in shares]
+    for label in np.unique(targets):
+        members = rng.permutation(np.flatnonzero(targets == label))
+        if len(members) < len(shares):
+            raise DataError(
+                f"class {label} has {len(members)} images, too few for {len(shares)} splits",
+                fix=f"give at least {len(shares)} of each class",
+            )
+        spare = len(members) - len(shares)  # one of each is dealt first
+        cuts = np.rint(np.cumsum(shares) * spare).astype(int) + np.arange(1, len(shares) + 1)
+        for part, chosen in zip(parts, np.split(members, cuts[:-1]), strict=True):
+            part.append(chosen)
+    return tuple(np.sort(np.concatenate(part)) for part in parts)

@@ -1,0 +1,292 @@
+"""Image file → uint8 tensor: ONE definition, for training, calibration, verification, runtime.
+
+An exported model that answers differently in the app was most often fed differently there. So
+whatever reads an image in cnnedge reads it here.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+
+import numpy as np
+
+from cnnedge.errors import ImageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
+
+ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | PillowImage"
+
+# A file that declares more pixels than this is refused before any of them is allocated.
+MOST_PIXELS = 89_478_485  # Pillow's own limit, a quarter of a GiB of RGB
+RESIZES = ("stretch", "crop", "letterbox")
+_GREY = "L"  # ITU-R 601-2 luma, as Pillow defines it
+
+
+@dataclass(frozen=True)
+class ImageContract:
+    """What an image must become before the network sees it.
+
+    Attributes:
+        height: Pixels.
+        width: Pixels.
+        channels: 3 for RGB, 1 for grey.
+        resize: "stretch" to the size; "crop": the largest centred part of the right shape;
+            "letterbox": the whole image, centred on black. All by Pillow's antialiased bilinear.
+    """
+
+    height: int
+    width: int
+    channels: int = 3
+    resize: str = "stretch"
+
+    def __post_init__(self) -> None:
+        if min(self.height, self.width) < 1 or self.channels not in (1, 3):
+            raise ValueError(f"no image has the shape {self.height}×{self.width}×{self.channels}")
+        if self.resize not in RESIZES:
+            raise ValueError(f"resize is {self.resize!r}, not one of {', '.join(RESIZES)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-able data."""
+        return asdict(self) | {"filter": "bilinear, antialiased", "colour": "RGB"}
+
+    @staticmethod
+    def from_dict(fields: Mapping[str, Any]) -> ImageContract:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ValueError, KeyError or TypeError: it is no image contract.
+        """
+        return ImageContract(
+            int(fields["height"]),
+            int(fields["width"]),
+            int(fields.get("channels", 3)),
+            str(fields.get("resize", "stretch")),
+        )
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """What a Keras graph wants of its pixels: ``y = x * scale + offset``, x in 0…255.
+
+    Attributes:
+        scale: One factor, or one per channel.
+        offset: One summand, or one per channel.
+        bgr: Whether the channels are reversed first.
+    """
+
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+    bgr: bool = False
+
+
+_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in 0…1
+# Named as keras.applications.imagenet_utils.preprocess_input names its modes.
+NORMALIZATIONS: dict[str, Normalization] = {
+    "unit": Normalization((1 / 255,), (0.0,)),
+    "tf": Normalization((1 / 127.5,), (-1.0,)),
+    "caffe": Normalization((1.0,), (-103.939, -116.779, -123.68), bgr=True),
+    "torch": Normalization(
+        tuple(1 / 255 / d for d in _DEVIATION),
+        tuple(-m / d for m, d in zip(_MEAN, _DEVIATION, strict=True)),
+    ),
+    "none": Normalization((1.0,), (0.0,)),
+}
+
+
+def to_tensor(source: ImageSource, contract: ImageContract) -> np.ndarray:
+    """Return one image as the network takes it: uint8 ``[H, W, C]``.
+
+    An array that has this shape and type already is returned as it is.
+
+    Raises:
+        ImageError: the image cannot be decoded; the message names it.
+    """
+    shape = (contract.height, contract.width, contract.channels)
+    if isinstance(source, np.ndarray) and source.shape == shape and source.dtype == np.uint8:
+        return source
+    picture = decode(source, contract)
+    return _resize(picture, contract)
+
+
+def to_batch(sources: Iterable[ImageSource], contract: ImageContract) -> np.ndarray:
+    """Return several images as uint8 ``[N, H, W, C]``; see `to_tensor`."""
+    return np.stack([to_tensor(source, contract) for source in sources])
+
+
+def normalize(batch: np.ndarray, normalization: str) -> np.ndarray:
+    """Return uint8 images as the float32 a Keras graph was trained on.
+
+    Args:
+        batch: uint8 ``[N, H, W, C]``.
+        normalization: A name in `NORMALIZATIONS`.
+    """
+    spec = NORMALIZATIONS[normalization]
+    pixels = batch[..., ::-1] if spec.bgr and batch.shape[-1] == 3 else batch
+    values = pixels.astype(np.float32)
+    if any(s != 1.0 for s in spec.scale):
+        values *= np.array(spec.scale, np.float32)
+    if any(o != 0.0 for o in spec.offset):
+        values += np.array(spec.offset, np.float32)
+    return values
+
+
+def decode(source: ImageSource, contract: ImageContract | None = None) -> PillowImage:
+    """Return an image upright, in 8-bit RGB, first frame, transparency laid on white.
+
+    Args:
+        source: A path, the bytes of a file, an open file, a Pillow image, or a uint8 array
+            ``[H, W]``, ``[H, W, 1]``, ``[H, W, 3]`` (RGB) or ``[H, W, 4]`` (RGBA).
+        contract: Where the image is going. A JPEG at least four times as large is then decoded at
+            a half, a quarter or an eighth of its size, never below twice the target: many times
+            faster, and the antialiased resize that follows hardly tells.
+
+    Raises:
+        ImageError: it is missing, broken, no image, or too large; the message names it.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    name = _name(source)
+    if isinstance(source, Image.Image):
+        return _to_rgb(source, name)
+    if isinstance(source, np.ndarray):
+        return _to_rgb(_from_array(source, name), name)
+    try:
+        opened = _open(source)
+        with opened:
+            if opened.width * opened.height > MOST_PIXELS:
+                raise ImageError(
+                    f"{name} declares {opened.width}×{opened.height} pixels",
+                    fix=f"cnnedge reads at most {MOST_PIXELS / 1e6:.0f} megapixels: shrink it",
+                )
+            if contract is not None and opened.format == "JPEG":
+                opened.draft("RGB", (2 * contract.width, 2 * contract.height))
+            opened.seek(0)
+            opened.load()
+            return _to_rgb(opened, name)
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        too_large = isinstance(error, Image.DecompressionBombError)
+        what = "declares more pixels than cnnedge reads" if too_large else "is no image"
+        raise ImageError(
+            f"{name} {what}", fix="give a JPEG, PNG, WebP, BMP, GIF or TIFF"
+        ) from error
+    except FileNotFoundError as error:
+        raise ImageError(f"there is no image {name}", fix="check the path") from error
+    except ImageError:
+        raise
+    # Pillow's decoders raise whatever a damaged file makes them raise.
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or str(error).split("\n")[0] or repr(error)
+        raise ImageError(
+            f"{name} cannot be decoded ({reason})", fix="replace it by a whole image file"
+        ) from error
+
+
+_bomb_filter = threading.Lock()
+
+
+def _open(source: Any) -> PillowImage:
+    from PIL import Image
+
+    stream = io.BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else source
+    # Pillow warns between one and two times its limit; `decode` refuses there, in one line.
+    # The warnings module's state is global, hence the lock.
+    with _bomb_filter, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(stream)
+
+
+def _to_rgb(picture: PillowImage, name: str) -> PillowImage:
+    from PIL import Image, ImageOps
+
+    if picture.getexif().get(0x0112, 1) != 1:  # a camera held sideways
+        picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "RGB":
+        return picture
+    if picture.mode.startswith("I") or picture.mode == "F":
+        return _from_deep_grey(picture, name)
+    has_alpha = picture.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in picture.info
+    if has_alpha:
+        layer = picture.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        picture = Image.alpha_composite(white, layer)
+    return picture.convert("RGB")
+
+
+def _from_deep_grey(picture: PillowImage, name: str) -> PillowImage:
+    """Scale 16-bit grey to 8 bits; Pillow's own conversion would clip it at 255."""
+    from PIL import Image
+
+    levels = np.asarray(picture)
+    if levels.dtype.kind == "f" or levels.min() < 0 or levels.max() > 65535:
+        raise ImageError(
+            f"{name} holds {levels.dtype} pixels from {levels.min():g} to {levels.max():g}",
+            fix="save it with 8 or 16 bits per channel",
+        )
+    return Image.fromarray(np.rint(levels / 257.0).astype(np.uint8)).convert("RGB")
+
+
+def _from_array(array: np.ndarray, name: str) -> PillowImage:
+    from PIL import Image
+
+    if array.dtype != np.uint8:
+        raise ImageError(
+            f"{name} holds {array.dtype}, an image array holds uint8 0…255",
+            fix="for floats 0…1: (array * 255).round().astype('uint8')",
+        )
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if (
+        array.size == 0
+        or array.ndim not in (2, 3)
+        or (array.ndim == 3 and array.shape[2] not in (3, 4))
+    ):
+        raise ImageError(f"{name} is no image", fix="give [H, W], [H, W, 3] or [H, W, 4]")
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _resize(picture: PillowImage, contract: ImageContract) -> np.ndarray:
+    from PIL import Image
+
+    if contract.channels == 1:
+        picture = picture.convert(_GREY)
+    width, height = contract.width, contract.height
+    if contract.resize == "letterbox":
+        scale = min(width / picture.width, height / picture.height)
+        inner = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        canvas = Image.new(picture.mode, (width, height))
+        canvas.paste(
+            picture.resize(inner, Image.Resampling.BILINEAR),
+            ((width - inner[0]) // 2, (height - inner[1]) // 2),
+        )
+        picture = canvas
+    elif picture.size != (width, height):
+        box = _centre(picture.size, width / height) if contract.resize == "crop" else None
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR, box=box)
+    tensor = np.asarray(picture)
+    return tensor[..., None] if contract.channels == 1 else tensor
+
+
+def _centre(size: tuple[int, int], aspect: float) -> tuple[float, float, float, float]:
+    """Return the largest centred box of a shape, in source pixels, for one single resize."""
+    width, height = min(size[0], size[1] * aspect), min(size[1], size[0] / aspect)
+    left, top = (size[0] - width) / 2, (size[1] - height) / 2
+    return left, top, left + width, top + height
+
+
+def _name(source: Any) -> str:
+    if isinstance(source, str | os.PathLike):
+        return str(Path(source))
+    if isinstance(source, bytes | bytearray | memoryview):
+        return f"the image of {len(source)} bytes"
+    if isinstance(source, np.ndarray):
+        return f"the array of shape {source.shape}"
+    name = getattr(source, "name", None) or getattr(source, "filename", None)
+    return str(name) if name else f"the {type(source).__name__}"

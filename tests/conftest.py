@@ -1,0 +1,89 @@
+"""A toy classifier trained on real digits, and its bundle: what most tests look at."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SIZE = 32
+
+
+@pytest.fixture(scope="session")
+def digits():
+    from cnnedge.data import open_source
+
+    return open_source("digits")
+
+
+@pytest.fixture(scope="session")
+def digit_contract():
+    from cnnedge.image import ImageContract
+
+    return ImageContract(SIZE, SIZE)
+
+
+@pytest.fixture(scope="session")
+def toy_model(digits, digit_contract):
+    """Three convolutions and two dense layers, trained for a few seconds to about 95 %."""
+    import keras
+    from keras import layers
+
+    from cnnedge.image import normalize
+
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((SIZE, SIZE, 3)),
+            layers.Conv2D(16, 3, padding="same", activation="relu", name="conv1"),
+            layers.MaxPooling2D(2, name="pool1"),
+            layers.Conv2D(24, 3, padding="same", activation="relu", name="conv2"),
+            layers.MaxPooling2D(2, name="pool2"),
+            layers.Conv2D(32, 3, padding="same", activation="relu", name="conv3"),
+            layers.MaxPooling2D(2, name="pool3"),
+            layers.Flatten(name="flatten"),
+            layers.Dense(48, activation="relu", name="fc1"),
+            layers.Dense(10, name="fc2"),
+            layers.Softmax(name="softmax"),
+        ],
+        name="toy",
+    )
+    images = np.stack([digits.train.tensor(i, digit_contract) for i in range(len(digits.train))])
+    model.compile(keras.optimizers.Adam(3e-3), "sparse_categorical_crossentropy")
+    model.fit(normalize(images, "unit"), digits.train.targets, batch_size=64, epochs=5, verbose=0)
+    return model
+
+
+@pytest.fixture(scope="session")
+def toy_file(toy_model, digits, digit_contract, tmp_path_factory) -> Path:
+    """The toy as cnnedge's own training would have saved it."""
+    from cnnedge.backends.keras import ModelNote, save_model
+
+    path = tmp_path_factory.mktemp("toy") / "toy.keras"
+    note = ModelNote("toy", digits.labels, digit_contract, "unit", data="digits", seed=0)
+    save_model(toy_model, path, note)
+    return path
+
+
+@pytest.fixture(scope="session")
+def toy_bundle(toy_file, tmp_path_factory):
+    """The toy's bundle, exported once."""
+    from cnnedge.pipeline import export_bundle
+    from cnnedge.recipe import make_recipe
+
+    recipe = make_recipe(model=str(toy_file), max_drop=2.0, bench_seconds=0.2)
+    bundle, _ = export_bundle(recipe, tmp_path_factory.mktemp("bundles") / "toy")
+    return bundle
+
+
+@pytest.fixture
+def bundle_copy(toy_bundle, tmp_path) -> Path:
+    """A copy of the toy's bundle that a test may damage."""
+    import shutil
+
+    return Path(shutil.copytree(toy_bundle.root, tmp_path / "toy"))

@@ -1,0 +1,123 @@
+"""The import arrows point one way, and importing the package loads nothing heavy."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "cnnedge"
+# Ground floor first; a module may import from its own floor and below, steps not from each other.
+FLOORS = [
+    {"errors", "progress"},
+    {"files", "image", "machine", "result"},
+    {"bundle", "recipe", "models", "data", "backends", "graph", "selftest", "runtime"},
+    {"train", "export", "quantize", "verify", "benchmark", "inspect", "report", "doctor"},
+    {"pipeline"},
+    {"cli"},
+]
+STEPS = {"train", "export", "quantize", "verify", "benchmark", "inspect"}
+FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
+HEAVY = {"tensorflow", "keras", "onnxruntime", "onnx", "onnx_ir", "PIL", "sklearn", "matplotlib"}
+
+
+def modules():
+    return sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_parts(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cnnedge"):
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+    return {name for name in found if name in FLOOR}
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    part = part_of(path)
+    assert part in FLOOR, f"say in FLOORS where {part} belongs"
+    for other in imported_parts(path) - {part}:
+        assert FLOOR[other] <= FLOOR[part], f"{part} imports {other}, which stands above it"
+        assert not {part, other} <= STEPS, f"the step {part} imports the step {other}"
+
+
+def test_importing_loads_nothing_heavy():
+    code = "import sys, cnnedge, cnnedge.cli, cnnedge.runtime; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not HEAVY & set(done.stdout.split())
+
+
+def test_every_public_name_is_found():
+    import cnnedge
+
+    for name in cnnedge.__all__:
+        assert getattr(cnnedge, name) is not None
+    with pytest.raises(AttributeError, match="no_such"):
+        _ = cnnedge.no_such
+
+
+@pytest.fixture(scope="module")
+def base_venv(tmp_path_factory):
+    """A virtual environment with what `pip install cnnedge` brings, and nothing else."""
+    root = tmp_path_factory.mktemp("base")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", root], check=True)
+    (site,) = (root / "lib").glob("python*/site-packages")
+    (site / "cnnedge").symlink_to(PACKAGE)
+    todo, seen = ["click", "numpy", "pillow", "rich"], set()
+    while todo:
+        distribution = metadata.distribution(todo.pop())
+        if distribution.name in seen:
+            continue
+        seen.add(distribution.name)
+        for requirement in distribution.requires or []:
+            if "extra ==" not in requirement and "sys_platform" not in requirement:
+                todo.append(re.split(r"[ ;<>=!~\[(]", requirement)[0])
+        for top in {f.parts[0] for f in distribution.files or [] if ".." not in f.parts}:
+            if not (site / top).exists() and not top.startswith("__"):
+                (site / top).symlink_to(distribution.locate_file(top))
+    return root / "bin" / "python"
+
+
+def run_in(python, code):
+    return subprocess.run([python, "-c", code], capture_output=True, text=True)
+
+
+def test_the_base_install_imports_what_a_device_runs(base_venv):
+    modules = "cli runtime bundle verify benchmark doctor image models data train inspect"
+    code = "".join(f"import cnnedge.{name}\n" for name in modules.split())
+    done = run_in(base_venv, code + "print(len(cnnedge.doctor.diagnose().abilities))")
+    assert (done.returncode, done.stdout.strip()) == (0, "6"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [
+        (["predict", "BUNDLE", "BUNDLE/selftest/golden-00.png"], "cpu"),
+        (["verify", "BUNDLE"], "cpu"),
+        (["bench", "BUNDLE"], "cpu"),
+        (["export", "alexnet"], "export"),
+        (["train", "alexnet", "-o", "x.keras"], "export"),
+        (["inspect", "alexnet"], "export"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_a_missing_extra_is_named(base_venv, toy_bundle, command, extra):
+    arguments = [str(a).replace("BUNDLE", str(toy_bundle.root)) for a in command]
+    done = subprocess.run(
+        [base_venv, "-m", "cnnedge.cli", *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 1, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert line.endswith(f'pip install "cnnedge[{extra}]"')
