@@ -267,17 +267,20 @@ def _resize(picture: PillowImage, contract: ImageContract) -> np.ndarray:
             ((width - inner[0]) // 2, (height - inner[1]) // 2),
         )
         picture = canvas
-    elif picture.size != (width, height):
-        box = _centre(picture.size, width / height) if contract.resize == "crop" else None
-        picture = picture.resize((width, height), Image.Resampling.BILINEAR, box=box)
+    else:
+        if contract.resize == "crop":
+            picture = picture.crop(_centre(picture.size, width / height))
+        if picture.size != (width, height):
+            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
     tensor = np.asarray(picture)
     return tensor[..., None] if contract.channels == 1 else tensor
 
 
-def _centre(size: tuple[int, int], aspect: float) -> tuple[float, float, float, float]:
-    """Return the largest centred box of a shape, in source pixels, for one single resize."""
-    width, height = min(size[0], size[1] * aspect), min(size[1], size[0] / aspect)
-    left, top = (size[0] - width) / 2, (size[1] - height) / 2
+def _centre(size: tuple[int, int], aspect: float) -> tuple[int, int, int, int]:
+    """Return the largest centred box of a shape, in whole source pixels."""
+    width = max(1, round(min(size[0], size[1] * aspect)))
+    height = max(1, round(min(size[1], size[0] / aspect)))
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
     return left, top, left + width, top + height
 
 

@@ -161,8 +161,9 @@ def stratified(targets: np.ndarray, shares: Sequence[float], seed: int) -> tuple
                 f"class {label} has {len(members)} images, too few for {len(shares)} splits",
                 fix=f"give at least {len(shares)} of each class",
             )
-        spare = len(members) - len(shares)  # one of each is dealt first
-        cuts = np.rint(np.cumsum(shares) * spare).astype(int) + np.arange(1, len(shares) + 1)
+        cuts = np.rint(np.cumsum(shares) * len(members)).astype(int)
+        least = np.arange(1, len(shares) + 1)  # one of each class in every part
+        cuts = np.clip(cuts, least, len(members) - least[::-1] + 1)
         for part, chosen in zip(parts, np.split(members, cuts[:-1]), strict=True):
             part.append(chosen)
     return tuple(np.sort(np.concatenate(part)) for part in parts)

@@ -1,0 +1,182 @@
+"""Splits are stratified, seeded and disjoint; a folder's faults are named."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnnedge.data import open_source
+from cnnedge.data.split import Split, item_digest, stratified
+from cnnedge.errors import DataError, ImageError
+from cnnedge.image import ImageContract
+
+SMALL = ImageContract(8, 8)
+
+
+def make_folder(root, counts, *, suffix="png", seed=0):
+    rng = np.random.default_rng(seed)
+    for label, count in counts.items():
+        (root / label).mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.integers(0, 256, (12, 16, 3), np.uint8)
+            Image.fromarray(pixels).save(root / label / f"{i:03d}.{suffix}")
+    return root
+
+
+def contents(split):
+    return {item_digest(item) for item in split.items}
+
+
+def splits(dataset):
+    return dataset.train, dataset.calibration, dataset.test
+
+
+def assert_disjoint(dataset):
+    train, calibration, test = map(contents, splits(dataset))
+    assert not train & calibration
+    assert not train & test
+    assert not calibration & test
+
+
+def test_digits_are_all_there_once():
+    digits = open_source("digits")
+    assert sum(map(len, splits(digits))) == 1797
+    assert_disjoint(digits)
+    for split, share in zip(splits(digits), (0.7, 0.1, 0.2), strict=True):
+        assert len(split) / 1797 == pytest.approx(share, abs=0.01)
+        shares = np.bincount(split.targets, minlength=10) / len(split)
+        assert np.abs(shares - 0.1).max() < 0.015
+    assert digits.labels == tuple("0123456789")
+    assert digits.test.items[0].shape == (64, 64, 3)
+
+
+def test_the_seed_decides_the_splits():
+    one, again, other = (open_source("digits", seed=seed) for seed in (1, 1, 2))
+    assert one.test.digest() == again.test.digest()
+    assert one.test.digest() != other.test.digest()
+
+
+def test_batches_come_in_order_with_the_ragged_last():
+    test = open_source("digits").test
+    batches = list(test.batches(SMALL, 100))
+    assert [len(b) for b, _ in batches] == [100, 100, 100, len(test) - 300]
+    images = np.concatenate([b for b, _ in batches])
+    np.testing.assert_array_equal(np.concatenate([t for _, t in batches]), test.targets)
+    for i in (0, 99, 100, len(test) - 1):
+        np.testing.assert_array_equal(images[i], test.tensor(i, SMALL))
+
+
+def test_batches_decode_no_further_ahead_than_they_must():
+    class Counting(list):
+        fetched = 0
+
+        def __getitem__(self, index):
+            Counting.fetched += 1
+            return super().__getitem__(index)
+
+    items = Counting([np.zeros((8, 8, 3), np.uint8)] * 1000)
+    iterator = Split("test", items, np.zeros(1000, np.int64)).batches(SMALL, 4)
+    next(iterator)
+    iterator.close()
+    assert Counting.fetched < 40
+
+
+def test_take_is_stratified():
+    test = open_source("digits").test
+    some = test.take(50, seed=3)
+    assert np.bincount(some.targets).tolist() == [5] * 10
+    assert contents(some) <= contents(test)
+    assert test.take(10_000, seed=0) is test
+
+
+def test_stratified_gives_every_part_one_of_each():
+    targets = np.repeat(np.arange(5), [3, 4, 10, 50, 100])
+    parts = stratified(targets, (0.7, 0.1, 0.2), seed=0)
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(targets)))
+    for part in parts:
+        assert set(targets[part]) == set(range(5))
+    with pytest.raises(DataError, match="class 0 has 2 images"):
+        stratified(np.array([0, 0, 1, 1, 1]), (0.7, 0.1, 0.2), seed=0)
+
+
+def test_a_plain_folder(tmp_path):
+    root = make_folder(tmp_path / "pets", {"dog": 20, "cat": 30})
+    pets = open_source(str(root))
+    assert pets.labels == ("cat", "dog")
+    assert [len(s) for s in splits(pets)] == [35, 5, 10]
+    assert_disjoint(pets)
+    assert pets.skipped == ()
+    assert all(
+        item.parent.name == pets.labels[t]
+        for item, t in zip(pets.test.items, pets.test.targets, strict=True)
+    )
+
+
+@pytest.mark.parametrize("held_out", ["val", "test"])
+def test_a_folder_that_is_divided_already(tmp_path, held_out):
+    make_folder(tmp_path / "train", {"a": 20, "b": 20})
+    make_folder(tmp_path / held_out, {"a": 5, "b": 5}, seed=1)
+    data = open_source(str(tmp_path))
+    assert {item.parts[-3] for item in data.test.items} == {held_out}
+    assert len(data.train) + len(data.calibration) == 40
+    assert_disjoint(data)
+
+
+def test_broken_and_repeated_images_are_left_out_by_name(tmp_path):
+    root = make_folder(tmp_path / "pets", {"dog": 10, "cat": 10})
+    (root / "cat" / "broken.JPG").write_bytes(b"nonsense")
+    whole = (root / "dog" / "000.png").read_bytes()
+    (root / "dog" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (root / "cat" / "twin.png").write_bytes(whole)
+    (root / "cat" / ".hidden.png").write_bytes(b"")
+    (root / "cat" / "notes.txt").write_text("not an image")
+    pets = open_source(str(root))
+    assert sum(map(len, splits(pets))) == 20
+    assert len(pets.skipped) == 3
+    assert any("broken.JPG is no image" in line for line in pets.skipped)
+    assert any("cut.png cannot be decoded" in line for line in pets.skipped)
+    assert any("the same content as" in line for line in pets.skipped)
+    assert_disjoint(pets)
+
+
+def test_a_test_image_that_was_trained_on_is_left_out(tmp_path):
+    make_folder(tmp_path / "train", {"a": 5, "b": 5})
+    make_folder(tmp_path / "val", {"a": 5, "b": 5}, seed=1)
+    leaked = tmp_path / "val" / "a" / "leak.png"
+    leaked.write_bytes((tmp_path / "train" / "a" / "000.png").read_bytes())
+    data = open_source(str(tmp_path))
+    assert len(data.test) == 10
+    assert any("leak.png" in line and "trained on" in line for line in data.skipped)
+
+
+def test_an_image_that_breaks_later_is_named(tmp_path):
+    root = make_folder(tmp_path / "pets", {"dog": 10, "cat": 10})
+    pets = open_source(str(root))
+    victim = pets.test.items[0]
+    victim.write_bytes(b"")
+    with pytest.raises(ImageError, match=victim.name):
+        list(pets.test.batches(SMALL, 4))
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [({}, "0 class"), ({"a": 9}, "1 class"), ({"a": 9, "b": 2}, "'b' .* has 2")],
+)
+def test_a_folder_that_cannot_be_split(tmp_path, counts, message):
+    with pytest.raises(DataError, match=message):
+        open_source(str(make_folder(tmp_path, counts)))
+
+
+def test_classes_known_to_the_test_split_alone_are_refused(tmp_path):
+    make_folder(tmp_path / "train", {"a": 5, "b": 5})
+    make_folder(tmp_path / "val", {"a": 5, "c": 5})
+    with pytest.raises(DataError, match="classes that .* lacks: c"):
+        open_source(str(tmp_path))
+
+
+def test_a_misspelt_source_is_explained():
+    with pytest.raises(DataError, match="did you mean digits"):
+        open_source("digit")
+    with pytest.raises(DataError, match="a folder of class sub-folders"):
+        open_source("no/such/folder")
