@@ -282,7 +282,7 @@ def _build(
             "origin": source.origin,
             "weights": source.weights,
             "weights_sha256": weights_digest(
-                {v.path: np.ascontiguousarray(v.value) for v in source.model.trainable_variables}
+                {v.path: v.numpy() for v in source.model.trainable_variables}
             ),
             "parameters": int(source.model.count_params()),
             "emits": exported.emitted,

@@ -104,6 +104,9 @@ def run_selftest(
         index = json.loads(bundle.path(INDEX).read_text(encoding="utf-8"))
         with np.load(bundle.path(TENSORS), allow_pickle=False) as stored:
             tensors = stored["tensors"]
+        missing = {"images", "answers", "layers"} - set(index)
+        if missing:
+            raise KeyError(", ".join(sorted(missing)))
     except (OSError, ValueError, KeyError) as error:
         raise BundleError(
             f"{bundle.root} holds no self-test ({error})", fix="export it again"

@@ -119,7 +119,7 @@ def predict(
         float32 ``[N, classes]``.
     """
     answers = [
-        np.asarray(model(normalize(batch[i : i + batch_size], normalization), training=False))
+        model(normalize(batch[i : i + batch_size], normalization), training=False).numpy()
         for i in range(0, len(batch), batch_size)
     ]
     return np.concatenate(answers).astype(np.float32, copy=False)

@@ -61,6 +61,11 @@ def open_session(
     Raises:
         BackendError: the runtime cannot load the model, or would run it on another provider.
     """
+    if provider not in ort.get_available_providers():
+        raise BackendError(
+            f"this ONNX Runtime {ort.__version__} is built without {provider}",
+            fix="run `cnnedge doctor` to see what this machine lacks",
+        )
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors alone; warnings of its optimizers are not the user's
     if threads is not None:

@@ -92,7 +92,7 @@ def trace(model: Any, height: int, width: int) -> Skeleton:
                 f"tf2onnx cannot convert {model.name!r}: {messages or _first_line(error)}",
                 fix="replace the operation it names by one that ONNX has",
             ) from error
-    weights = {f"{WEIGHT}{k}": np.asarray(v.value) for k, v in enumerate(large)}
+    weights = {f"{WEIGHT}{k}": v.numpy() for k, v in enumerate(large)}
     return Skeleton(proto, weights, frozenset(_layer_names(model)))
 
 

@@ -1,0 +1,67 @@
+"""The arithmetic of measuring, with a clock that is told what to say."""
+
+from __future__ import annotations
+
+import pytest
+
+from cnnedge.benchmark import FEWEST_ROUNDS, Benchmark, measure_interleaved
+
+
+class FakeClock:
+    """A clock that stands still but for the contestants, who say how long they took."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.calls = []
+
+    def __call__(self):
+        return self.now
+
+    def contestant(self, name, seconds):
+        def call():
+            self.calls.append(name)
+            self.now += seconds(len(self.calls)) if callable(seconds) else seconds
+
+        return call
+
+
+def test_contestants_take_turns_after_the_warm_up():
+    clock = FakeClock()
+    contestants = {"a": clock.contestant("a", 1 / 128), "b": clock.contestant("b", 3 / 128)}
+    a, b = measure_interleaved(contestants, seconds=3.125, clock=clock)
+    warm_up = clock.calls.index("b", clock.calls.index("b"))
+    assert set(clock.calls[:warm_up]) == {"a"}
+    tail = clock.calls[-2 * len(a.samples) :]
+    assert tail == ["a", "b"] * len(a.samples)
+    assert len(a.samples) == len(b.samples) == 100
+    assert (a.median, b.median) == (1 / 128, 3 / 128)
+
+
+def test_a_slow_contestant_still_gets_its_fewest_rounds():
+    clock = FakeClock()
+    (slow,) = measure_interleaved({"slow": clock.contestant("s", 9.0)}, seconds=1.0, clock=clock)
+    assert len(slow.samples) == FEWEST_ROUNDS
+
+
+def test_drift_moves_both_and_leaves_the_ratio():
+    clock = FakeClock()
+    drift = {
+        "fast": clock.contestant("fast", lambda n: 0.001 * (1 + n / 500)),
+        "slow": clock.contestant("slow", lambda n: 0.004 * (1 + n / 500)),
+    }
+    measured = measure_interleaved(drift, seconds=100, most_rounds=200, clock=clock)
+    bench = Benchmark(tuple(measured), "slow", {})
+    ratio, low, high = bench.speed_up("fast")
+    assert ratio == pytest.approx(4.0, rel=0.01)
+    assert low <= ratio <= high
+    assert high - low < 0.6
+
+
+def test_raw_samples_are_kept():
+    clock = FakeClock()
+    measured = measure_interleaved({"a": clock.contestant("a", 0.25)}, seconds=1, clock=clock)
+    document = Benchmark(tuple(measured), "a", {"machine": "x"}).to_dict()
+    (row,) = document["measurements"]
+    assert row["samples_ms"] == [250.0] * FEWEST_ROUNDS
+    assert row["p90_ms"] is None
+    assert document["environment"] == {"machine": "x"}

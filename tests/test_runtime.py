@@ -1,0 +1,200 @@
+"""The app's side: three lines, every kind of image, the right variant, many threads."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from PIL import Image
+from test_bundle import edit_manifest
+
+import cnnedge
+from cnnedge import runtime
+from cnnedge.backends.onnxruntime import open_session
+from cnnedge.errors import BackendError, BundleError, ImageError
+from cnnedge.machine import Machine
+
+
+def test_three_lines(toy_bundle, digits):
+    classify = cnnedge.load(toy_bundle.root)
+    found = classify(digits.test.items[0])
+    assert found[0].label == digits.labels[digits.test.targets[0]]
+    assert len(found) == 5
+    assert [p.probability for p in found] == sorted((p.probability for p in found), reverse=True)
+
+
+def test_every_kind_of_image_gets_the_same_answer(toy_bundle):
+    classify = cnnedge.load(toy_bundle.root)
+    path = toy_bundle.path("selftest/golden-00.png")
+    expected = classify(path)
+    with open(path, "rb") as file:
+        for source in (str(path), path.read_bytes(), io.BytesIO(path.read_bytes()), file):
+            assert classify(source) == expected
+    assert classify(Image.open(path)) == expected
+    assert classify(np.asarray(Image.open(path).convert("RGB"))) == expected
+
+
+def test_a_batch_answers_as_its_images_do(toy_bundle, digits):
+    classify = cnnedge.load(toy_bundle.root)
+    images = [digits.test.items[i] for i in range(5)]
+    together = classify.batch(images, top=3)
+    for image, answers in zip(images, together, strict=True):
+        alone = classify(image, top=3)
+        assert [a.label for a in alone] == [a.label for a in answers]
+        assert [a.probability for a in alone] == pytest.approx(
+            [a.probability for a in answers], abs=1e-5
+        )
+    ready = np.stack([digits.test.tensor(i, classify.image) for i in range(5)])
+    np.testing.assert_allclose(
+        classify.probabilities(ready), classify.probabilities(images), atol=1e-6
+    )
+
+
+def test_it_answers_as_keras(toy_bundle, toy_model, digits):
+    from cnnedge.backends.keras import predict
+
+    classify = cnnedge.load(toy_bundle.root, variant="fp32")
+    batch = np.stack([digits.test.tensor(i, classify.image) for i in range(20)])
+    ours, theirs = classify.probabilities(batch), predict(toy_model, batch, "unit")
+    assert np.abs(ours - theirs).max() <= 1e-5
+
+
+def test_threads_share_one_classifier(toy_bundle, digits):
+    classify = cnnedge.load(toy_bundle.root)
+    images = [digits.test.items[i] for i in range(32)]
+    alone = [classify(image) for image in images]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            assert list(pool.map(classify, images)) == alone
+
+
+def machine(cpu="another", isa=()):
+    return Machine(cpu, 2, tuple(isa), 8.0, "Linux x86_64")
+
+
+def test_the_fastest_verified_is_chosen_where_it_was_measured(toy_bundle, monkeypatch):
+    measured_on = toy_bundle.manifest.machine["cpu"]
+    monkeypatch.setattr(runtime, "this_machine", lambda: machine(measured_on))
+    latencies = {
+        v.name: v.latency["median_ms"] for v in toy_bundle.manifest.variants if v.target != "trt"
+    }
+    choice = runtime.choose(toy_bundle)
+    assert choice.variant.name == min(latencies, key=latencies.get)
+    assert "as measured on this CPU model" in choice.reason
+
+
+@pytest.mark.parametrize(("isa", "expected"), [(["avx512_vnni"], "int8"), (["avx2"], "fp32")])
+def test_elsewhere_the_instruction_set_decides(toy_bundle, monkeypatch, isa, expected):
+    monkeypatch.setattr(runtime, "this_machine", lambda: machine(isa=isa))
+    choice = runtime.choose(toy_bundle)
+    assert choice.variant.name == expected
+    assert "int8 dot product" in choice.reason
+
+
+def test_a_variant_that_failed_its_gate_is_not_chosen(bundle_copy, monkeypatch):
+    monkeypatch.setattr(runtime, "this_machine", lambda: machine(isa=["avx512_vnni"]))
+
+    def fail(fields):
+        for variant in fields["variants"]:
+            if variant["name"] == "int8":
+                variant["verdict"] = {"status": "failed", "reason": "made to"}
+
+    edit_manifest(bundle_copy, fail)
+    classify = cnnedge.load(bundle_copy)
+    assert classify.variant != "int8"
+    assert cnnedge.load(bundle_copy, variant="int8").variant == "int8"
+
+    edit_manifest(bundle_copy, lambda f: [v.update(verdict=None) for v in f["variants"]])
+    with pytest.raises(BundleError, match="was verified"):
+        cnnedge.load(bundle_copy)
+
+
+def test_it_says_which_variant_runs(toy_bundle, caplog):
+    caplog.set_level("INFO", logger="cnnedge")
+    classify = cnnedge.load(toy_bundle.root, variant="fp16")
+    assert "fp16" in repr(classify)
+    assert "running fp16: asked for by name" in caplog.text
+
+
+def test_what_goes_wrong_is_said(toy_bundle, tmp_path):
+    with pytest.raises(BundleError, match="choose one of: fp32, fp16, int8, int8-trt"):
+        cnnedge.load(toy_bundle.root, variant="int4")
+    classify = cnnedge.load(toy_bundle.root)
+    with pytest.raises(ImageError, match=r"nowhere\.jpg"):
+        classify("nowhere.jpg")
+    with pytest.raises(ImageError, match="no image was given"):
+        classify.batch([])
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(toy_bundle.path("model.fp32.onnx").read_bytes()[:5000])
+    with pytest.raises(BackendError, match=r"cannot load .*broken\.onnx"):
+        open_session(broken)
+    session = open_session(toy_bundle.path("model.fp32.onnx"))
+    with pytest.raises(BackendError, match="cannot run this batch"):
+        session(np.zeros((1, 5, 5, 3), np.uint8))
+
+
+def test_a_silent_fall_back_is_an_error(toy_bundle, monkeypatch):
+    model = toy_bundle.path("model.fp32.onnx")
+    with pytest.raises(BackendError, match="is built without NoSuchExecutionProvider"):
+        open_session(model, provider="NoSuchExecutionProvider")
+
+    class FellBack:
+        def __init__(self, *arguments, **options):
+            pass
+
+        def get_providers(self):
+            return ["CPUExecutionProvider"]
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(ort, "InferenceSession", FellBack)
+    with pytest.raises(BackendError, match="fell back to CPUExecutionProvider"):
+        open_session(model, provider="CUDAExecutionProvider")
+
+
+def test_an_app_needs_neither_tensorflow_nor_onnx(toy_bundle):
+    code = (
+        "import sys, json, cnnedge\n"
+        f"classify = cnnedge.load({str(toy_bundle.root)!r})\n"
+        f"label = classify({str(toy_bundle.path('selftest/golden-00.png'))!r})[0].label\n"
+        "print(json.dumps([label, sorted({m.split('.')[0] for m in sys.modules})]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    label, modules = json.loads(done.stdout)
+    assert label in toy_bundle.manifest.labels
+    heavy = {"tensorflow", "keras", "onnx", "onnx_ir", "rich", "pydantic", "matplotlib", "sklearn"}
+    assert not heavy & set(modules)
+    assert {"numpy", "PIL", "onnxruntime"} <= set(modules)
+
+
+def test_an_app_without_cnnedge_reads_the_contract_from_the_model(toy_bundle):
+    """onnxruntime and numpy alone: what the ONNX file says of itself is enough."""
+    session = ort.InferenceSession(str(toy_bundle.path("model.int8.onnx")))
+    metadata = session.get_modelmeta().custom_metadata_map
+    contract, labels = (json.loads(metadata[f"cnnedge.{key}"]) for key in ("image", "labels"))
+    picture = Image.open(toy_bundle.path("selftest/golden-00.png")).convert("RGB")
+    size = (contract["width"], contract["height"])
+    tensor = np.asarray(picture.resize(size, Image.Resampling.BILINEAR))[None]
+    (probabilities,) = session.run(["probabilities"], {"image": tensor})
+    ours = cnnedge.load(toy_bundle.root, variant="int8")
+    expected = ours(toy_bundle.path("selftest/golden-00.png"))[0]
+    assert labels[probabilities[0].argmax()] == expected.label
+
+
+def test_a_float32_bundle_answers_alike(toy_file, tmp_path, toy_bundle, digits):
+    from cnnedge.pipeline import export_bundle
+    from cnnedge.recipe import make_recipe
+
+    recipe = make_recipe(
+        model=str(toy_file), input="float32", precision=("int8",), max_drop=3, bench_seconds=0.1
+    )
+    bundle, _ = export_bundle(recipe, tmp_path / "float")
+    uint8, float32 = (cnnedge.load(b.root, variant="fp32") for b in (toy_bundle, bundle))
+    image = digits.test.items[3]
+    assert [p.label for p in float32(image)] == [p.label for p in uint8(image)]
+    assert cnnedge.verify_bundle(bundle.root, digits, limit=20).failed is False
