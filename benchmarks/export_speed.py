@@ -33,8 +33,10 @@ def status_kib(field: str) -> int:
 
 def convert_once(contestant: str, model_name: str, height: int, width: int) -> dict[str, float]:
     """Convert in this process, and return seconds and bytes."""
+    import onnx.reference  # noqa: F401
+    import onnx_ir.passes.common  # noqa: F401
     import tensorflow as tf
-    import tf2onnx
+    import tf2onnx.convert
 
     from cnnedge.export import export_onnx, write_onnx
     from cnnedge.image import ImageContract

@@ -92,7 +92,10 @@ def trace(model: Any, height: int, width: int) -> Skeleton:
                 f"tf2onnx cannot convert {model.name!r}: {messages or _first_line(error)}",
                 fix="replace the operation it names by one that ONNX has",
             ) from error
-    weights = {f"{WEIGHT}{k}": v.numpy() for k, v in enumerate(large)}
+    # Through a tensor, numpy sees TF's own memory; a variable's .numpy() would copy it.
+    weights = {
+        f"{WEIGHT}{k}": np.asarray(tf.convert_to_tensor(v.value)) for k, v in enumerate(large)
+    }
     return Skeleton(proto, weights, frozenset(_layer_names(model)))
 
 

@@ -1,0 +1,310 @@
+"""Train a built-in model on a data source, to the same weights whenever the seed is the same.
+
+What is where: `stream` makes batches of the images, `learner` is the network and its optimizer,
+`checkpoint` keeps both on disk, `history` tells how it went. This file is the order of things.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cnnedge.data import Dataset
+from cnnedge.errors import CnnEdgeError, MissingExtraError, ModelError
+from cnnedge.progress import Progress, silent
+from cnnedge.result import top_k
+from cnnedge.train.checkpoint import State, read_state, remove_state, write_state
+from cnnedge.train.history import EpochReport, best_epoch, draw_history, write_history
+from cnnedge.train.learner import Learner, precision
+from cnnedge.train.stream import Stream
+
+if TYPE_CHECKING:
+    from cnnedge.backends.keras import ModelNote
+
+__all__ = ["EpochReport", "TrainOptions", "TrainResult", "train"]
+
+# Adam's: VGG is deeper and, like AlexNet here, has no batch normalisation to keep it in bounds.
+LEARNING_RATES = {"alexnet": 3e-4, "vgg": 1e-4}
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How to train.
+
+    Attributes:
+        epochs: The most passes over the training images.
+        batch_size: Images in a step; the last one of an epoch may have fewer.
+        image_size: ``(height, width)`` in pixels; the model's own where it is None.
+        seed: Seeds the weights, the dropout, the order, the augmentation and the validation part.
+        init: What VGG's convolutions start from, see `cnnedge.models.pretrained.init_from`.
+        learning_rate: Adam's; where it is None, 3e-4 for AlexNet and 1e-4 for VGG.
+        patience: Stop after so many epochs in a row that are no better than the best.
+        augment: Whether to vary the training images, see `cnnedge.train.stream.augment`.
+        model_options: What `cnnedge.models.build` takes besides.
+
+    Raises:
+        ModelError: a number is out of its range.
+    """
+
+    epochs: int = 20
+    batch_size: int = 32
+    image_size: tuple[int, int] | None = None
+    seed: int = 0
+    init: str | None = None
+    learning_rate: float | None = None
+    patience: int = 5
+    augment: bool = True
+    model_options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "patience"):
+            if getattr(self, name) < 1:
+                raise ModelError(f"{name} is {getattr(self, name)}", fix="pass 1 or more")
+        if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
+            raise ModelError(f"learning_rate is {self.learning_rate}", fix="pass one above 0")
+        if not 0 <= self.seed < 2**32:
+            raise ModelError(f"the seed is {self.seed}", fix=f"pass one from 0 to {2**32 - 1}")
+
+    def rate_for(self, model_name: str) -> float:
+        """Return the learning rate, by the model's family where none was given."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return LEARNING_RATES["vgg" if model_name.startswith("vgg") else "alexnet"]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training came to.
+
+    Attributes:
+        path: The `.keras` file, with the weights of the best epoch.
+        history: One report an epoch, those before a resumption included.
+        top1: Share of the test images whose first answer is right, 0…1.
+        top5: Share whose right label is among the first five (or all, with fewer classes).
+        test_images: How many those are shares of.
+        epochs_run: Epochs trained.
+        best_epoch: The epoch, from 1, that the weights are of.
+        seconds: What the epochs took.
+        stopped_early: Whether patience ran out before the epochs did.
+    """
+
+    path: Path
+    history: tuple[EpochReport, ...]
+    top1: float
+    top5: float
+    test_images: int
+    epochs_run: int
+    best_epoch: int
+    seconds: float
+    stopped_early: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-able data."""
+        return asdict(self) | {"path": str(self.path), "history": [asdict(r) for r in self.history]}
+
+
+def train(
+    model_name: str,
+    dataset: Dataset,
+    out: Path | str,
+    options: TrainOptions = TrainOptions(),
+    *,
+    resume: bool = False,
+    progress: Progress = silent,
+    on_epoch: Callable[[EpochReport], None] = lambda report: None,
+) -> TrainResult:
+    """Train a built-in model, and keep the weights of the epoch that validated best.
+
+    A tenth of the *train* split, stratified and seeded, is held back for validation. The test
+    split is looked at once, after training; the calibration split never.
+
+    On a CPU the same seed gives the same weights, bit for bit, whether or not the run was stopped
+    and resumed. Where TensorFlow lists a GPU it computes in mixed precision, and the order in which
+    a GPU adds is not fixed; the saved model is float32 either way.
+
+    Written beside ``out``, `F.keras`: `F.history.json`, `F.history.png`, and while it runs the
+    checkpoint `F.ckpt/`. What these names held before is replaced.
+
+    Args:
+        model_name: A name in `cnnedge.models.MODELS`.
+        dataset: The labelled images.
+        out: The file to write, ending in `.keras`.
+        options: How to train.
+        resume: Go on from the checkpoint beside ``out``.
+        progress: Told of every batch.
+        on_epoch: Told of every epoch, after its checkpoint was written.
+
+    Raises:
+        MissingExtraError: TensorFlow or Matplotlib is not installed.
+        ModelError: the model cannot be built; the loss is no longer a number; there is no
+            checkpoint to resume from, it is damaged, or it is of a run with other options.
+        DataError: a class has too few images to validate on.
+        CnnEdgeError: ``out`` cannot be written, or the disk is too full.
+    """
+    _require_packages()
+    from cnnedge.backends.keras import ModelNote
+
+    out = Path(out)
+    _require_writable(out)
+    checkpoint = out.with_suffix(".ckpt") / "state.npz"
+    run = _describe(model_name, dataset, options)
+    state = read_state(checkpoint, run) if resume else None
+    learner = Learner(
+        model_name,
+        len(dataset.labels),
+        options.image_size,
+        seed=options.seed,
+        learning_rate=run["learning_rate"],
+        options=options.model_options,
+    )
+    _require_space(out, learner.nbytes)
+    if state is None:
+        normalization = learner.init_from(options.init)
+        state = State(run, normalization, (), learner.variables(), learner.optimizer_variables())
+    else:
+        learner.restore(state.variables, state.optimizer)
+    note = ModelNote(
+        model=model_name,
+        labels=dataset.labels,
+        image=learner.contract,
+        normalization=state.normalization,
+        data=dataset.spec,
+        seed=options.seed,
+    )
+    stream = Stream(
+        dataset.train,
+        learner.contract,
+        state.normalization,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        augmented=options.augment,
+        progress=progress,
+    )
+
+    while not _finished(state.history, options):
+        report = learner.run_epoch(len(state.history) + 1, options.epochs, stream, progress)
+        if not report.finite:
+            remove_state(checkpoint)  # going on from it would lead here again
+            raise _diverged(report, learner, state, out, note)
+        state = state.after(report, learner.variables(), learner.optimizer_variables())
+        write_state(checkpoint, state)
+        on_epoch(report)
+
+    learner.restore(state.best)
+    top1, top5 = _test(learner, dataset, state.normalization, progress)
+    result = TrainResult(
+        path=out,
+        history=state.history,
+        top1=top1,
+        top5=top5,
+        test_images=len(dataset.test),
+        epochs_run=len(state.history),
+        best_epoch=best_epoch(state.history),
+        seconds=sum(report.seconds for report in state.history),
+        stopped_early=len(state.history) < options.epochs,
+    )
+    learner.save(out, note, {"top1": top1, "top5": top5, "test_images": len(dataset.test)})
+    write_history(out.with_suffix(".history.json"), run, result.to_dict())
+    draw_history(out.with_suffix(".history.png"), f"{model_name} on {dataset.name}", state.history)
+    remove_state(checkpoint)
+    return result
+
+
+def _require_packages() -> None:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TF logs while it loads
+    for package in ("tensorflow", "keras", "matplotlib"):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise MissingExtraError(package, "export", purpose="training") from error
+
+
+def _require_writable(out: Path) -> None:
+    """Find out before hours of training whether their result can be written."""
+    if out.suffix != ".keras":
+        raise ModelError(f"{out} does not end in .keras", fix="name the file F.keras")
+    if out.is_dir():
+        raise ModelError(f"{out} is a folder", fix="name a file F.keras")
+    probe = out.with_suffix(f".{os.getpid()}.probe")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(bytes(4096))
+    except OSError as error:
+        raise CnnEdgeError(
+            f"cannot write {out}: {error.strerror or error}",
+            fix="free some space or choose a folder you may write to",
+        ) from error
+    finally:
+        if probe.exists():
+            probe.unlink()
+
+
+def _require_space(out: Path, weights: int) -> None:
+    # A checkpoint is the weights, Adam's two moments and the best weights, and the last one stays
+    # while the next is written. Then the model itself.
+    needed, free = (2 * 4 + 1) * weights, shutil.disk_usage(out.parent).free
+    if free < needed:
+        raise CnnEdgeError(
+            f"{out.parent.absolute()} has {free / 1e9:.2f} GB free, and training there needs "
+            f"{needed / 1e9:.2f} GB",
+            fix="free some space or choose another disk",
+        )
+
+
+def _describe(model_name: str, dataset: Dataset, options: TrainOptions) -> dict[str, Any]:
+    """Return all that decides what the weights become; a resumed run must have the same."""
+    return {
+        "model": model_name,
+        "data": dataset.spec,
+        "labels": list(dataset.labels),
+        "training images": dataset.train.digest(),
+        "precision": precision(),
+        **asdict(options),
+        "learning_rate": options.rate_for(model_name),
+    }
+
+
+def _finished(history: tuple[EpochReport, ...], options: TrainOptions) -> bool:
+    since_best = len(history) - best_epoch(history)
+    return len(history) >= options.epochs or since_best >= options.patience
+
+
+def _diverged(
+    report: EpochReport, learner: Learner, state: State, out: Path, note: ModelNote
+) -> ModelError:
+    """Save the best weights so far beside ``out``, and return the error that says so."""
+    kept = "no epoch before it is worth keeping"
+    if state.history:
+        best = state.history[best_epoch(state.history) - 1]
+        rescued = out.with_suffix(".best.keras")
+        learner.restore(state.best)
+        learner.save(rescued, note, {"validation_top1": best.val_accuracy})
+        kept = f"the weights of epoch {best.epoch} are in {rescued}"
+    rate = state.run["learning_rate"]
+    return ModelError(
+        f"the loss is no longer a number in epoch {report.epoch}; {kept}",
+        fix=f"try a learning rate below {rate:g}, such as {rate / 10:g}",
+    )
+
+
+def _test(
+    learner: Learner, dataset: Dataset, normalization: str, progress: Progress
+) -> tuple[float, float]:
+    from cnnedge.backends.keras import predict
+
+    model = learner.in_float32()
+    answers, done = [], 0
+    for images, _ in dataset.test.batches(learner.contract, 32):
+        answers.append(predict(model, images, normalization))
+        done += len(images)
+        progress("test", done, len(dataset.test))
+    found = np.concatenate(answers)
+    targets = dataset.test.targets
+    return top_k(found, targets, 1), top_k(found, targets, min(5, len(dataset.labels)))
