@@ -18,6 +18,7 @@ FLOORS = [
     {"files", "image", "machine", "result"},
     {"bundle", "recipe", "models", "data", "backends", "graph", "selftest", "runtime"},
     {"train", "export", "quantize", "verify", "benchmark", "inspect", "report", "doctor"},
+    {"source"},
     {"pipeline"},
     {"cli"},
 ]
@@ -80,9 +81,11 @@ def base_venv(tmp_path_factory):
         if distribution.name in seen:
             continue
         seen.add(distribution.name)
-        for requirement in distribution.requires or []:
-            if "extra ==" not in requirement and "sys_platform" not in requirement:
-                todo.append(re.split(r"[ ;<>=!~\[(]", requirement)[0])
+        todo += [
+            re.split(r"[ ;<>=!~\[(]", requirement)[0]
+            for requirement in distribution.requires or []
+            if "extra ==" not in requirement and "sys_platform" not in requirement
+        ]
         for top in {f.parts[0] for f in distribution.files or [] if ".." not in f.parts}:
             if not (site / top).exists() and not top.startswith("__"):
                 (site / top).symlink_to(distribution.locate_file(top))

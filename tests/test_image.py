@@ -190,7 +190,7 @@ def test_a_broken_file_is_named(tmp_path, content, message, recwarn):
 
 
 def test_what_is_no_file_is_named(tmp_path):
-    with pytest.raises(ImageError, match="no image .*nowhere.png"):
+    with pytest.raises(ImageError, match=r"no image .*nowhere\.png"):
         decode(tmp_path / "nowhere.png")
     with pytest.raises(ImageError, match="Is a directory"):
         decode(tmp_path)

@@ -323,7 +323,7 @@ def test_a_nan_is_named(toy_model, tmp_path):
     broken.get_layer("conv2").bias.assign(np.full(24, np.nan, np.float32))
     graph = export(broken, 32, 32).model
     plan = make_plan(graph, CPU)
-    with pytest.raises(ModelError, match="conv2.*not finite"):
+    with pytest.raises(ModelError, match=r"conv2.*not finite"):
         collect_ranges(graph, plan.tensors, [images(32, 32)], tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -171,7 +171,7 @@ def test_a_folder_that_cannot_be_split(tmp_path, counts, message):
 def test_classes_known_to_the_test_split_alone_are_refused(tmp_path):
     make_folder(tmp_path / "train", {"a": 5, "b": 5})
     make_folder(tmp_path / "val", {"a": 5, "c": 5})
-    with pytest.raises(DataError, match="classes that .* lacks: c"):
+    with pytest.raises(DataError, match=r"classes that .* lacks: c"):
         open_source(str(tmp_path))
 
 

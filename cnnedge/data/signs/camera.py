@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cnnedge.data.signs.drawing import LABELS, MAKES, TEMPLATE_SIZE, Colour, templates
+from cnnedge.data.signs.drawing import LABELS, MAKES, Colour, templates
 
 if TYPE_CHECKING:
     from numpy.random import Generator
     from PIL.Image import Image as PillowImage
+    from PIL.ImageDraw import ImageDraw
 
 SIZE = 112  # pixels: half of what AlexNet and VGG take
 # Whoever changes a pixel of any image changes this: it is in the cache's name.
@@ -42,7 +43,9 @@ def render(seed: int, index: int) -> np.ndarray:
     rng = np.random.default_rng((seed, index))
     hard = DIFFICULTY
     radius = SIZE * (0.42 - 0.25 * hard * _uniform(rng, 0, 1))
-    centre = tuple(SIZE / 2 + (0.1 + 0.5 * hard) * (SIZE / 2 - 0.9 * radius) * u for u in _pair(rng))
+    centre = tuple(
+        SIZE / 2 + (0.1 + 0.5 * hard) * (SIZE / 2 - 0.9 * radius) * u for u in _pair(rng)
+    )
     scene = _scene(rng, centre, radius)
     sign = _seen_sign(rng, label_of(index), centre, radius)
     alpha = sign[3] / np.float32(255)
@@ -126,7 +129,7 @@ def _scene(rng: Generator, centre: tuple[float, ...], radius: float) -> np.ndarr
     return _planes(canvas.reduce(2)) * (1 + strength * (texture - np.float32(0.5)))
 
 
-def _building(rng: Generator, draw: object, horizon: float) -> None:
+def _building(rng: Generator, draw: ImageDraw, horizon: float) -> None:
     left, width = _uniform(rng, -0.3, 0.9) * _CANVAS, _uniform(rng, 0.2, 0.7) * _CANVAS
     top = horizon - _uniform(rng, 0.2, 0.9) * _CANVAS
     draw.rectangle((left, top, left + width, _CANVAS), _pick(rng, _WALLS))
@@ -138,7 +141,7 @@ def _building(rng: Generator, draw: object, horizon: float) -> None:
             draw.rectangle((x, y, x + pane * step, y + pane * step), glass)
 
 
-def _tree(rng: Generator, draw: object, horizon: float) -> None:
+def _tree(rng: Generator, draw: ImageDraw, horizon: float) -> None:
     x, y = _uniform(rng, 0, 1) * _CANVAS, horizon - _uniform(rng, 0, 0.6) * _CANVAS
     spread, colour = _uniform(rng, 0.12, 0.4) * _CANVAS, _pick(rng, _LEAVES, 10)
     draw.line((x, y, x, _CANVAS), (70, 55, 45), int(spread / 8) + 1)
@@ -146,12 +149,14 @@ def _tree(rng: Generator, draw: object, horizon: float) -> None:
     offsets = (rng.random((count, 2)) + rng.random((count, 2)) - 1) * spread
     sizes = rng.random(count) * spread * 0.22 + 3
     shades = rng.integers(-30, 31, count)
-    for (dx, dy), size, shade in zip(offsets.tolist(), sizes.tolist(), shades.tolist(), strict=True):
+    for (dx, dy), size, shade in zip(
+        offsets.tolist(), sizes.tolist(), shades.tolist(), strict=True
+    ):
         box = (x + dx - size, y + dy - size, x + dx + size, y + dy + size)
         draw.ellipse(box, (colour[0] + shade, colour[1] + shade, colour[2] + shade))
 
 
-def _paint(rng: Generator, draw: object, horizon: float) -> None:
+def _paint(rng: Generator, draw: ImageDraw, horizon: float) -> None:
     """Something in the colours of road signs, round or square, that is none."""
     x, y = _uniform(rng, 0, 1) * _CANVAS, _uniform(rng, 0, 1) * _CANVAS
     w, h = _uniform(rng, 0.06, 0.25) * _CANVAS, _uniform(rng, 0.06, 0.25) * _CANVAS
@@ -161,7 +166,7 @@ def _paint(rng: Generator, draw: object, horizon: float) -> None:
         shape((x - 0.7 * w, y - 0.7 * h, x + 0.7 * w, y + 0.7 * h), _pick(rng, _PAINTS))
 
 
-def _pole(rng: Generator, draw: object, horizon: float) -> None:
+def _pole(rng: Generator, draw: ImageDraw, horizon: float) -> None:
     x, lean = _uniform(rng, 0, 1) * _CANVAS, _uniform(rng, -0.15, 0.15) * _CANVAS
     colour = _pick(rng, ((60, 60, 62), (140, 140, 140), (95, 75, 55)))
     draw.line((x, 0, x + lean, _CANVAS), colour, int(rng.integers(2, 14)))
@@ -173,9 +178,7 @@ def _pole(rng: Generator, draw: object, horizon: float) -> None:
 # The sign
 
 
-def _seen_sign(
-    rng: Generator, label: int, centre: tuple[float, ...], radius: float
-) -> np.ndarray:
+def _seen_sign(rng: Generator, label: int, centre: tuple[float, ...], radius: float) -> np.ndarray:
     """Return the sign in perspective, float32 RGBA ``[4, SIZE, SIZE]`` in 0…255."""
     from PIL import Image
 
@@ -262,7 +265,10 @@ def _occlude(
     elif kind < 0.75:
         draw.line((x, 0, x, _CANVAS), (*_pick(rng, _WALLS), 255), int(0.25 * radius) + 2)
     else:
-        x, y = 2 * centre[0] + radius * _uniform(rng, -1, 1), 2 * centre[1] + radius * _uniform(rng, -1, 1)
+        x, y = (
+            2 * centre[0] + radius * _uniform(rng, -1, 1),
+            2 * centre[1] + radius * _uniform(rng, -1, 1),
+        )
         w, h = radius * _uniform(rng, 0.15, 0.4), radius * _uniform(rng, 0.15, 0.4)
         draw.polygon(
             [(x - w, y - h), (x + w, y - 0.8 * h), (x + 0.9 * w, y + h), (x - w, y + 0.8 * h)],
@@ -279,7 +285,9 @@ def _light(rng: Generator, picture: np.ndarray) -> np.ndarray:
     """Return the picture under a light: its gradient, shadows, colour, haze and glare."""
     hard = DIFFICULTY
     across, down = _pair(rng)
-    light = 1 + 0.35 * hard * (across * (_COLUMN - np.float32(0.5)) + down * (_ROW - np.float32(0.5)))
+    light = 1 + 0.35 * hard * (
+        across * (_COLUMN - np.float32(0.5)) + down * (_ROW - np.float32(0.5))
+    )
     shadow = rng.random()
     depth = _uniform(rng, 0.25, 0.7) * hard
     if shadow < 0.2:  # a wall's edge
@@ -321,7 +329,9 @@ def _shoot(rng: Generator, picture: np.ndarray) -> np.ndarray:
     noise = rng.standard_normal((SIZE, SIZE, 3), np.float32) * np.float32(sigma)
     exposed = np.clip(np.asarray(photo) + noise, 0, 255).astype(np.uint8)
     stored = io.BytesIO()
-    Image.fromarray(exposed).save(stored, "JPEG", quality=95 - round(65 * hard * _uniform(rng, 0, 1)))
+    Image.fromarray(exposed).save(
+        stored, "JPEG", quality=95 - round(65 * hard * _uniform(rng, 0, 1))
+    )
     with Image.open(stored) as seen:
         return np.asarray(seen)
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class Pen:
     def stroke(self, points: Iterable[Point], width: float, colour: Colour) -> None:
         """Draw a line of round caps and joints through the points."""
         points = list(points)
-        for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+        for (x0, y0), (x1, y1) in pairwise(points):
             length = math.hypot(x1 - x0, y1 - y0) or 1.0
             nx, ny = -(y1 - y0) / length * width / 2, (x1 - x0) / length * width / 2
             self.polygon(
@@ -82,7 +83,7 @@ class Pen:
                 colour,
             )
         for point in points:
-            self.disc(width / 2, colour, point)
+            self.polygon(_regular(18, width / 2, 0, point), colour)
 
     def arrow(self, points: Iterable[Point], width: float, colour: Colour) -> None:
         """Draw a stroke that ends in a head 2.6 times as wide."""
@@ -233,7 +234,10 @@ def _crossing(pen: Pen) -> None:
     pen.polygon([(0, -0.72), (0.72, 0.62), (-0.72, 0.62)], WHITE)
     pen.disc(0.085, BLACK, (0.03, -0.25))
     pen.stroke([(0.02, -0.1), (-0.02, 0.16)], 0.14, BLACK)
-    for leg in ([(-0.02, 0.16), (0.13, 0.32), (0.15, 0.5)], [(-0.02, 0.16), (-0.1, 0.33), (-0.22, 0.48)]):
+    for leg in (
+        [(-0.02, 0.16), (0.13, 0.32), (0.15, 0.5)],
+        [(-0.02, 0.16), (-0.1, 0.33), (-0.22, 0.48)],
+    ):
         pen.stroke(leg, 0.09, BLACK)
     for arm in ([(0.02, -0.1), (0.18, 0.04)], [(0.0, -0.1), (-0.17, 0.06)]):
         pen.stroke(arm, 0.06, BLACK)
@@ -243,7 +247,12 @@ def _turn(side: int) -> Callable[[Pen], None]:
     def draw(pen: Pen) -> None:
         pen.disc(0.94, WHITE)
         pen.disc(0.91, pen.make.blue)
-        points = [(-0.26, 0.55), (-0.26, 0.08), *arc((-0.06, 0.08), 0.2, 0.2, 180, 270), (0.3, -0.12)]
+        points = [
+            (-0.26, 0.55),
+            (-0.26, 0.08),
+            *arc((-0.06, 0.08), 0.2, 0.2, 180, 270),
+            (0.3, -0.12),
+        ]
         pen.arrow([(side * x, y) for x, y in points], 0.19, WHITE)
 
     return draw

@@ -1,0 +1,156 @@
+"""What a recipe means: the model it names, with all that a `.keras` file leaves unsaid, and its data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cnnedge.data import Dataset, open_source
+from cnnedge.errors import DataError, MissingExtraError, ModelError
+from cnnedge.export import classifier_shape
+from cnnedge.image import ImageContract
+from cnnedge.models import MODELS, build
+from cnnedge.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to export, with all that a `.keras` file may leave unsaid.
+
+    Attributes:
+        model: The ``keras.Model``.
+        name: What it is called.
+        labels: One per class.
+        image: The image contract.
+        normalization: What the network wants of its pixels.
+        weights: "random", "trained" or "user".
+        origin: The file or the built-in model it comes from.
+        dataset: Images to calibrate and verify on.
+        may_calibrate: Whether that data is the model's own, so that INT8 ranges mean something.
+    """
+
+    model: Any
+    name: str
+    labels: tuple[str, ...]
+    image: ImageContract
+    normalization: str
+    weights: str
+    origin: str
+    dataset: Dataset
+    may_calibrate: bool = True
+
+
+def resolve(recipe: Recipe) -> tuple[Source, list[str]]:
+    """Load or build the model that a recipe names, and open the data it is verified on.
+
+    Raises:
+        ModelError: there is no such model, or it leaves something unsaid that must be given.
+        DataError: the data does not fit the model.
+    """
+    try:
+        from cnnedge.backends.keras import ModelNote, load_model
+    except ImportError as error:
+        raise MissingExtraError(error.name or "keras", "export", purpose="exporting") from error
+
+    warnings: list[str] = []
+    path = Path(recipe.model)
+    found = Path(f"{recipe.model}.keras")
+    if recipe.model in MODELS and not found.is_file():
+        height, width = recipe.image_size or (None, None)
+        model = build(
+            recipe.model, height=height, width=width, classes=recipe.classes, seed=recipe.seed
+        )
+        warnings.append(
+            f"no trained weights for {recipe.model} (looked for ./{found}): exporting random ones; "
+            "parity, size and latency count, accuracy means nothing yet"
+        )
+        height, width, channels, _ = classifier_shape(model)
+        assert height is not None
+        assert width is not None
+        contract = ImageContract(height, width, channels)
+        labels = tuple(f"class {i}" for i in range(recipe.classes))
+        dataset = open_source(recipe.data or "digits", seed=recipe.seed)
+        normalization = recipe.preprocess or MODELS[recipe.model].normalization
+        return Source(
+            model, recipe.model, labels, contract, normalization, "random", recipe.model, dataset
+        ), warnings
+    if recipe.model in MODELS:
+        path = found
+    elif path.suffix != ".keras":
+        known = ", ".join(MODELS)
+        raise ModelError(
+            f"no model {recipe.model!r}", fix=f"give a .keras file, a recipe or one of: {known}"
+        )
+    model, note = load_model(path)
+    if note is None:
+        note = _note_of_user_model(model, path, recipe)
+    spec = recipe.data or note.data
+    dataset = open_source(spec or "digits", seed=recipe.seed)
+    labels = _labels(recipe, note.labels, dataset if spec else None, model)
+    if spec is not None and dataset.labels != labels:
+        raise DataError(
+            f"{spec} has the classes {_brief(dataset.labels)}, the model has {_brief(labels)}",
+            fix="give the data that the model was trained on, or its labels with --labels",
+        )
+    image = replace(note.image, resize=recipe.resize or note.image.resize)
+    normalization = recipe.preprocess or note.normalization
+    name = note.model if isinstance(note, ModelNote) else path.stem
+    return Source(
+        model,
+        name,
+        labels,
+        image,
+        normalization,
+        note.weights if spec is not None or note.weights == "random" else "user",
+        path.name,
+        dataset,
+        may_calibrate=spec is not None,
+    ), warnings
+
+
+def _note_of_user_model(model: Any, path: Path, recipe: Recipe) -> Any:
+    """Say for a user's own `.keras` file what it does not say itself, or refuse to guess."""
+    from cnnedge.backends.keras import ModelNote, scales_itself
+
+    height, width, channels, _ = classifier_shape(model)
+    if recipe.image_size is not None:
+        height, width = height or recipe.image_size[0], width or recipe.image_size[1]
+    if height is None or width is None:
+        raise ModelError(f"{path} takes images of any size", fix="pass --image-size HEIGHT,WIDTH")
+    normalization = recipe.preprocess or ("none" if scales_itself(model) else None)
+    if normalization is None:
+        raise ModelError(
+            f"{path} does not say how it wants its pixels, and a wrong guess would be silent",
+            fix="pass --preprocess unit (x/255), tf (x/127.5-1), caffe, torch or none (0…255)",
+        )
+    contract = ImageContract(height, width, channels)
+    return ModelNote(path.stem, (), contract, normalization, weights="user")
+
+
+def _labels(
+    recipe: Recipe, noted: tuple[str, ...], dataset: Dataset | None, model: Any
+) -> tuple[str, ...]:
+    classes = classifier_shape(model)[3]
+    if recipe.labels is not None:
+        try:
+            labels = tuple(Path(recipe.labels).read_text(encoding="utf-8").splitlines())
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"cannot read the labels {recipe.labels}: {error}") from error
+    elif noted:
+        labels = noted
+    elif dataset is not None:
+        labels = dataset.labels
+    else:
+        labels = tuple(f"class {i}" for i in range(classes))
+    if len(labels) != classes:
+        raise DataError(
+            f"{len(labels)} labels for a model of {classes} classes",
+            fix="give one label a line with --labels, in the order of the output",
+        )
+    return labels
+
+
+def _brief(labels: tuple[str, ...]) -> str:
+    head = ", ".join(labels[:3])
+    return f"{len(labels)} ({head}{', …' if len(labels) > 3 else ''})"
