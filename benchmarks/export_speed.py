@@ -115,7 +115,8 @@ def main() -> None:
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(document, indent=1) + "\n")
-    print(f"{arguments.model} at {height}×{width}, {this_machine().cpu}, {this_machine().cores} cores")
+    machine = this_machine()
+    print(f"{arguments.model} at {height}×{width}, {machine.cpu}, {machine.cores} cores")
     for name in runs:
         peak = document["peak_over_weights"][name]
         print(f"  {name:8} {seconds[name]:7.2f} s   peak memory {peak:.2f} × the weights")

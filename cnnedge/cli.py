@@ -446,6 +446,8 @@ def _show_stack(comparison: Any, as_json: bool) -> None:
 def _show_inspection(inspection: Any) -> None:
     headers, *rows = inspection.rows()
     _print_table(tuple(headers), [tuple(row) for row in rows], left=(0, 1))
+    for note in inspection.notes:
+        click.echo(f"note: {note}", err=True)
 
 
 def _show_bundle(bundle: Any) -> None:

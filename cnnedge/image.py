@@ -28,6 +28,7 @@ ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | np.ndarray
 MOST_PIXELS = 89_478_485  # Pillow's own limit, a quarter of a GiB of RGB
 RESIZES = ("stretch", "crop", "letterbox")
 _GREY = "L"  # ITU-R 601-2 luma, as Pillow defines it
+_ORIENTATION = 0x0112  # EXIF tag: how the camera was held
 
 
 @dataclass(frozen=True)
@@ -154,11 +155,12 @@ def decode(source: ImageSource, contract: ImageContract | None = None) -> Pillow
     from PIL import Image, UnidentifiedImageError
 
     name = _name(source)
-    if isinstance(source, Image.Image):
-        return _to_rgb(source, name)
     if isinstance(source, np.ndarray):
         return _to_rgb(_from_array(source, name), name)
     try:
+        if isinstance(source, Image.Image):
+            source.load()  # it may have been opened and not read
+            return _to_rgb(source, name)
         opened = _open(source)
         with opened:
             if opened.width * opened.height > MOST_PIXELS:
@@ -167,7 +169,9 @@ def decode(source: ImageSource, contract: ImageContract | None = None) -> Pillow
                     fix=f"cnnedge reads at most {MOST_PIXELS / 1e6:.0f} megapixels: shrink it",
                 )
             if contract is not None and opened.format == "JPEG":
-                opened.draft("RGB", (2 * contract.width, 2 * contract.height))
+                aim = (2 * contract.width, 2 * contract.height)
+                sideways = opened.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+                opened.draft("RGB", aim[::-1] if sideways else aim)
             opened.seek(0)
             opened.load()
             return _to_rgb(opened, name)
@@ -196,6 +200,10 @@ def _open(source: Any) -> PillowImage:
     from PIL import Image
 
     stream = io.BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else source
+    if not isinstance(stream, str | os.PathLike) and not hasattr(stream, "read"):
+        raise ImageError(
+            f"{_name(source)} is no image", fix="give a path, bytes, an open file or a uint8 array"
+        )
     # Pillow warns between one and two times its limit; `decode` refuses there, in one line.
     # The warnings module's state is global, hence the lock.
     with _bomb_filter, warnings.catch_warnings():
@@ -206,7 +214,7 @@ def _open(source: Any) -> PillowImage:
 def _to_rgb(picture: PillowImage, name: str) -> PillowImage:
     from PIL import Image, ImageOps
 
-    if picture.getexif().get(0x0112, 1) != 1:  # a camera held sideways
+    if picture.getexif().get(_ORIENTATION, 1) != 1:
         picture = ImageOps.exif_transpose(picture)
     if picture.mode == "RGB":
         return picture

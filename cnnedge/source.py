@@ -1,4 +1,4 @@
-"""What a recipe means: the model it names, with all that a `.keras` file leaves unsaid, and its data."""
+"""What a recipe means: the model it names, what its file leaves unsaid, and its data."""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ from cnnedge.selftest import Fingerprints, StageReport, run_selftest
 
 Answer = Callable[[np.ndarray], np.ndarray]
 REFERENCE_ANSWERS = "selftest/reference.npz"
-BATCH = 16
+# Few large images at a time: every variant's runtime keeps its largest batch's memory.
+BATCH_PIXELS = 16 * 96 * 96
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,9 @@ def compare_variants(
     theirs: list[np.ndarray] = []
     targets: list[np.ndarray] = []
     done = 0
-    for batch, classes in split.batches(image, BATCH):
+    for batch, classes in split.batches(
+        image, max(1, BATCH_PIXELS // (image.height * image.width))
+    ):
         for name, run in variants.items():
             answers[name].append(run(batch))
         if expected is None:

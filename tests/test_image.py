@@ -151,6 +151,14 @@ def test_a_large_photo_is_decoded_small_and_stays_the_same_picture():
     assert np.abs(drafted - whole).mean() < 2
 
 
+def test_a_photo_taken_sideways_keeps_twice_the_target():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored 4000×1000, upright 1000×4000
+    data = saved(RGB.resize((4000, 1000)), "JPEG", exif=exif)
+    assert decode(data, ImageContract(height=100, width=450)).size == (1000, 4000)
+    assert decode(data, ImageContract(height=450, width=100)).size == (250, 1000)
+
+
 def test_an_array_that_fits_is_not_touched():
     ready = to_tensor(RGB, CONTRACT)
     assert to_tensor(ready, CONTRACT) is ready
@@ -194,6 +202,18 @@ def test_what_is_no_file_is_named(tmp_path):
         decode(tmp_path / "nowhere.png")
     with pytest.raises(ImageError, match="Is a directory"):
         decode(tmp_path)
+
+
+def test_a_picture_whose_file_is_cut_short_is_no_stack_trace():
+    opened = Image.open(io.BytesIO(saved(NOISE, "JPEG")[:2000]))  # lazy: nothing is read yet
+    with pytest.raises(ImageError, match="truncated"):
+        to_tensor(opened, CONTRACT)
+
+
+@pytest.mark.parametrize("source", [None, 7, ["a.png"]])
+def test_what_cannot_hold_an_image_is_refused(source):
+    with pytest.raises(ImageError, match="give a path, bytes, an open file or a uint8 array"):
+        decode(source)
 
 
 @pytest.mark.parametrize(

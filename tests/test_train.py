@@ -23,7 +23,7 @@ from cnnedge.train.learner import Learner
 from cnnedge.train.stream import Stream, augment
 
 MODEL = "alexnet_v2"  # the smallest of the built-in ones
-OPTIONS = TrainOptions(epochs=4, batch_size=32, image_size=(64, 64), seed=3)
+OPTIONS = TrainOptions(epochs=4, batch_size=32, image_size=(64, 64), seed=3, learning_rate=1e-3)
 CONTRACT = ImageContract(16, 16)
 
 
@@ -172,8 +172,8 @@ def test_augment_without_draws_changes_nothing():
         (2, (50 - 100 * stream.SHIFT, 80)),  # the source is taken from below: up it goes
         (3, (50, 80 - 200 * stream.SHIFT)),
         (1, (50, 99.5 + (80 - 99.5) * (1 + stream.ZOOM))),
-        # 8° about the centre moves a point 19.5 pixels to its left by 2.7 pixels.
-        (0, (49.5 + 0.5 * np.cos(stream.ROTATION) - -19.5 * -np.sin(stream.ROTATION), 80.1)),
+        # Counter-clockwise about (49.5, 99.5): what is left of it goes down.
+        (0, (49.5 + 19.5 * np.sin(stream.ROTATION) + 0.5, 99.5 - 19.5 * np.cos(stream.ROTATION))),
     ],
     ids=["down", "right", "zoom", "turn"],
 )
@@ -244,7 +244,7 @@ def test_a_run_leaves_its_history_and_no_checkpoint(straight):
     assert {path.name for path in folder.iterdir()} == names
     written = json.loads((folder / "m.history.json").read_text())
     assert written["result"] == json.loads(json.dumps(result.to_dict()))
-    assert (written["run"]["seed"], written["run"]["learning_rate"]) == (3, 3e-4)
+    assert (written["run"]["seed"], written["run"]["learning_rate"]) == (3, 1e-3)
     assert (folder / "m.history.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -269,7 +269,7 @@ def test_patience_stops_and_the_best_epoch_is_kept(few_digits, tmp_path, monkeyp
 
 def test_a_loss_that_is_no_number_saves_the_best_so_far(few_digits, tmp_path, monkeypatch):
     scripted(monkeypatch, [0.5, 0.4, float("nan")])
-    with pytest.raises(ModelError, match=r"in epoch 3; .* epoch 1 are in .*best\.keras.* 3e-05"):
+    with pytest.raises(ModelError, match=r"in epoch 3; .* epoch 1 are in .*best\.keras.* 0\.0001"):
         train(MODEL, few_digits, tmp_path / "m.keras", OPTIONS)
     assert [path.name for path in tmp_path.iterdir()] == ["m.best.keras"]
     assert all((w == 1).all() for w in weights(tmp_path / "m.best.keras"))
@@ -323,6 +323,24 @@ def test_a_resumed_run_ends_where_the_straight_one_did(straight, stopped_copy, f
     assert not stopped_copy.with_suffix(".ckpt").exists()
 
 
+def test_weights_to_start_from_say_what_they_want_of_the_pixels(few_digits, tmp_path, monkeypatch):
+    """And a resumed run, which does not read them again, remembers it."""
+    from cnnedge.backends.keras import load_model
+
+    scripted(monkeypatch, [0.5, 0.6])
+    options = replace(OPTIONS, epochs=2, init="file.h5")
+    monkeypatch.setattr(Learner, "init_from", lambda self, source: "caffe")
+
+    def stop(report):
+        raise StopError
+
+    with pytest.raises(StopError):
+        train(MODEL, few_digits, tmp_path / "m.keras", options, on_epoch=stop)
+    monkeypatch.delattr(Learner, "init_from")
+    train(MODEL, few_digits, tmp_path / "m.keras", options, resume=True)
+    assert load_model(tmp_path / "m.keras")[1].normalization == "caffe"
+
+
 def test_another_seed_ends_elsewhere(straight, few_digits, tmp_path):
     result = train(MODEL, few_digits, tmp_path / "m.keras", replace(OPTIONS, seed=4, epochs=1))
     assert result.history[0].loss != straight[0].history[0].loss
@@ -332,7 +350,9 @@ def test_another_seed_ends_elsewhere(straight, few_digits, tmp_path):
 def test_a_killed_process_resumes(straight, few_digits, tmp_path):
     """A real SIGKILL, in the midst of an epoch."""
     code = (
-        "from tests.test_train import *; from cnnedge.data import open_source\n"
+        "import os, signal\n"
+        "from cnnedge.data import open_source\n"
+        "from tests.test_train import MODEL, OPTIONS, small, train\n"
         "def tell(task, done, total):\n"
         "    if task == 'train' and done == 9: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"train(MODEL, small(open_source('digits')), {str(tmp_path / 'm.keras')!r}, OPTIONS,"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before the import: TF logs while it loads
+from cnnedge.quiet import import_tensorflow
+
+import_tensorflow()  # before anything else loads it, with all that it prints
 
 import keras
 import numpy as np

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,8 +23,9 @@ _PROBE = ImageContract(32, 32)
 def open_folder(root: Path, seed: int) -> Dataset:
     """Open a folder of images, one sub-folder for each class.
 
-    With ``train/`` and ``val/`` (or ``test/``) inside, the latter is the test split and the
+    With ``train/`` and ``test/`` (or ``val/``) inside, the latter is the test split and the
     calibration split is cut from the former; else all three are cut from the whole, stratified.
+    Where there are both, ``val/`` is left alone, and said so in ``skipped``.
     Broken files are left out and named in ``skipped``, and so is a test image whose very content
     is among the training images.
 
@@ -35,9 +36,12 @@ def open_folder(root: Path, seed: int) -> Dataset:
         raise DataError(
             f"there is no folder {root}", fix="give digits, signs, signs:N or a folder of classes"
         )
-    held_out = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
-    divided = (root / "train").is_dir() and held_out is not None
-    learning = root / "train" if divided else root
+    train = root / "train"
+    # A test/ without class folders is a competition's: its answers are not given.
+    given = [root / name for name in ("test", "val") if _classes(root / name)]
+    held_out = given[0] if given and train.is_dir() else None
+    divided = held_out is not None
+    learning = train if divided or (_classes(root) == ["train"] and _classes(train)) else root
     labels = _classes(learning)
     if len(labels) < 2:
         raise DataError(
@@ -48,8 +52,8 @@ def open_folder(root: Path, seed: int) -> Dataset:
     paths, targets, digests = _images(learning, labels, skipped)
     known = dict(zip(digests, range(len(digests)), strict=True))
     _require_images(targets, labels, 2 if divided else 3, learning)
-    if divided:
-        assert held_out is not None
+    if held_out is not None:
+        skipped += [f"{unused}: {held_out} is the test split" for unused in given[1:]]
         strangers = sorted(set(_classes(held_out)) - set(labels))
         if strangers:
             raise DataError(
@@ -86,22 +90,27 @@ def _split(name: str, paths: Sequence[Path], targets: np.ndarray, at: np.ndarray
 
 
 def _classes(folder: Path) -> list[str]:
-    """Return the names of the sub-folders that hold an image, sorted."""
-    found = (p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    return sorted(p.name for p in found if next(iter(_files(p)), None) is not None)
+    """Return the names of the sub-folders that hold an image, sorted; none if it is no folder."""
+    if not folder.is_dir():
+        return []
+    try:
+        found = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    except OSError as error:
+        raise DataError(
+            f"cannot read {folder} ({error.strerror})", fix="check its permissions"
+        ) from error
+    here = folder.resolve()  # a link to where it lies, or above, is no class
+    found = [p for p in found if not (p.is_symlink() and here.is_relative_to(p.resolve()))]
+    return sorted(p.name for p in found if next(_files(p), None) is not None)
 
 
-def _files(folder: Path) -> list[Path]:
-    """Return the image files under a class folder, sorted; links to folders are not followed."""
-    found = []
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the image files under a class folder; links to folders in it are not followed."""
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            Path(parent) / name
-            for name in names
-            if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS
-        ]
-    return sorted(found)
+        for name in names:
+            if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS:
+                yield Path(parent) / name
 
 
 def _images(
@@ -111,7 +120,7 @@ def _images(
 
     One of two files with the same content is left out, so that none falls into two splits.
     """
-    candidates = [(p, t) for t, label in enumerate(labels) for p in _files(folder / label)]
+    candidates = [(p, t) for t, label in enumerate(labels) for p in sorted(_files(folder / label))]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         checked = list(pool.map(_check, (path for path, _ in candidates)))
     first: dict[bytes, Path] = {}
@@ -132,6 +141,8 @@ def _images(
 def _check(path: Path) -> bytes | str:
     """Return the hash of a file's content, or why it cannot be used."""
     try:
+        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+            return f"{path} is no file"
         decode(path, _PROBE)
         return item_digest(path)
     except (ImageError, OSError) as error:

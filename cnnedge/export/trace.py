@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from cnnedge.errors import MissingExtraError, ModelError
+from cnnedge.quiet import import_tensorflow
 
 # The highest opset that tf2onnx writes; `fold.lowest_opset` declares a lower one where it can.
 TRACE_OPSET = 18
@@ -54,7 +55,7 @@ def trace(model: Any, height: int, width: int) -> Skeleton:
         ModelError: the model is not an image classifier, or tf2onnx cannot convert an operation.
     """
     try:
-        import tensorflow as tf
+        tf = import_tensorflow()
         import tf2onnx
     except ImportError as error:
         raise MissingExtraError(error.name or "tf2onnx", "export", purpose="exporting") from error

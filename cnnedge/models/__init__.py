@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cnnedge.errors import MissingExtraError, ModelError
+from cnnedge.quiet import import_tensorflow
 
 if TYPE_CHECKING:
     import keras
@@ -121,8 +121,8 @@ def build(
     ):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ModelError(f"{what} of {name} is {value!r}", fix="pass an integer of 1 or more")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TF logs while it loads
     try:
+        import_tensorflow()
         import keras
 
         builder = _builder(name)

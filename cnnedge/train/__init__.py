@@ -6,6 +6,7 @@ What is where: `stream` makes batches of the images, `learner` is the network an
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import shutil
@@ -16,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cnnedge import __version__
 from cnnedge.data import Dataset
 from cnnedge.errors import CnnEdgeError, MissingExtraError, ModelError
 from cnnedge.progress import Progress, silent
+from cnnedge.quiet import import_tensorflow
 from cnnedge.result import top_k
 from cnnedge.train.checkpoint import State, read_state, remove_state, write_state
 from cnnedge.train.history import EpochReport, best_epoch, draw_history, write_history
@@ -218,7 +221,8 @@ def train(
 
 
 def _require_packages() -> None:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TF logs while it loads
+    with contextlib.suppress(ImportError):  # named below
+        import_tensorflow()
     for package in ("tensorflow", "keras", "matplotlib"):
         try:
             importlib.import_module(package)
@@ -266,6 +270,8 @@ def _describe(model_name: str, dataset: Dataset, options: TrainOptions) -> dict[
         "labels": list(dataset.labels),
         "training images": dataset.train.digest(),
         "precision": precision(),
+        "cnnedge": __version__,
+        "tensorflow": importlib.import_module("tensorflow").__version__,
         **asdict(options),
         "learning_rate": options.rate_for(model_name),
     }

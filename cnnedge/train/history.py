@@ -83,6 +83,7 @@ def draw_history(path: Path, title: str, history: Sequence[EpochReport]) -> None
             *(best.epoch, validation[best.epoch - 1], "*"),
             color="#d9480f",
             markersize=14,
+            clip_on=False,
             label=f"best: epoch {best.epoch}",
         )
         axes.set(title=name, xlabel="epoch")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,7 +20,7 @@ SMALL = ImageContract(8, 8)
 def make_folder(root, counts, *, suffix="png", seed=0):
     rng = np.random.default_rng(seed)
     for label, count in counts.items():
-        (root / label).mkdir(parents=True)
+        (root / label).mkdir(parents=True, exist_ok=True)
         for i in range(count):
             pixels = rng.integers(0, 256, (12, 16, 3), np.uint8)
             Image.fromarray(pixels).save(root / label / f"{i:03d}.{suffix}")
@@ -121,6 +124,54 @@ def test_a_folder_that_is_divided_already(tmp_path, held_out):
     assert {item.parts[-3] for item in data.test.items} == {held_out}
     assert len(data.train) + len(data.calibration) == 40
     assert_disjoint(data)
+
+
+def test_test_comes_before_val_and_train_may_stand_alone(tmp_path):
+    make_folder(tmp_path / "train", {"a": 20, "b": 20})
+    alone = open_source(str(tmp_path))
+    assert alone.labels == ("a", "b")
+    assert [len(s) for s in splits(alone)] == [28, 4, 8]
+    make_folder(tmp_path / "val", {"a": 5, "b": 5}, seed=1)
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "unlabelled.png").write_bytes(b"")  # its answers are kept secret
+    assert {item.parts[-3] for item in open_source(str(tmp_path)).test.items} == {"val"}
+    make_folder(tmp_path / "test", {"a": 6, "b": 6}, seed=2)
+    both = open_source(str(tmp_path))
+    assert {item.parts[-3] for item in both.test.items} == {"test"}
+    assert any("val: " in line and "is the test split" in line for line in both.skipped)
+
+
+def test_links_that_lead_in_circles_and_pipes_are_survived(tmp_path):
+    root = make_folder(tmp_path / "pets", {"dog": 6, "cat": 6})
+    (root / "all").symlink_to(root)
+    (root / "self").symlink_to(root / "self")
+    (root / "dog" / "back").symlink_to(root)
+    (root / "dog" / "gone.png").symlink_to(root / "nowhere.png")
+    os.mkfifo(root / "cat" / "pipe.jpg")
+    elsewhere = make_folder(tmp_path / "elsewhere", {"owl": 6}, seed=1)
+    (root / "owl").symlink_to(elsewhere / "owl")
+    pets = open_source(str(root))
+    assert pets.labels == ("cat", "dog", "owl")
+    assert sum(map(len, splits(pets))) == 18
+    assert sorted(Path(line.split(" is no file")[0]).name for line in pets.skipped)[-1] == (
+        "pipe.jpg"
+    )
+    assert any("gone.png" in line for line in pets.skipped)
+
+
+def test_the_file_systems_order_does_not_matter(tmp_path):
+    root = make_folder(tmp_path / "one", {"dog": 12, "cat": 12})
+    other = tmp_path / "two"
+    for path in sorted(root.rglob("*.png"), reverse=True):  # created in another order
+        copy = other / path.relative_to(root)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    for one, two in zip(
+        splits(open_source(str(root), seed=5)),
+        splits(open_source(str(other), seed=5)),
+        strict=True,
+    ):
+        assert one.digest() == two.digest()
 
 
 def test_broken_and_repeated_images_are_left_out_by_name(tmp_path):

@@ -192,7 +192,7 @@ def _speed(text: str) -> Callable[[Pen], None]:
 
 def _car(pen: Pen, x: float, colour: Colour) -> None:
     def place(*points: Point) -> list[Point]:
-        return [(x + 1.35 * px, 1.35 * py) for px, py in points]
+        return [(x + 1.2 * px, 1.2 * py) for px, py in points]
 
     pen.polygon(place((-0.2, 0.02), (-0.13, -0.17), (0.13, -0.17), (0.2, 0.02)), colour)
     pen.polygon(place((-0.12, -0.01), (-0.08, -0.11), (0.08, -0.11), (0.12, -0.01)), WHITE)
@@ -203,8 +203,8 @@ def _car(pen: Pen, x: float, colour: Colour) -> None:
 
 def _no_overtaking(pen: Pen) -> None:
     _ring(pen)
-    _car(pen, -0.33, pen.make.red)
-    _car(pen, 0.33, BLACK)
+    _car(pen, -0.34, pen.make.red)
+    _car(pen, 0.34, BLACK)
 
 
 def _priority(pen: Pen) -> None:
@@ -222,8 +222,8 @@ def _danger(pen: Pen) -> None:
 def _curve(side: int) -> Callable[[Pen], None]:
     def draw(pen: Pen) -> None:
         _triangle(pen, -90)
-        points = [(-0.1, 0.48), *arc((0.18, 0.22), 0.28, 0.28, 180, 270)]
-        pen.arrow([(side * x, y) for x, y in points], 0.14, BLACK)
+        points = [(-0.12, 0.48), *arc((0.1, 0.27), 0.22, 0.22, 180, 270)]
+        pen.arrow([(side * x, y) for x, y in points], 0.13, BLACK)
 
     return draw
 
