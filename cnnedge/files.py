@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +21,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         CnnEdgeError: the folder cannot be written, or the disk is full.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    temporary = _partial(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -48,15 +48,16 @@ def atomic_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         raise CnnEdgeError(f"{path} exists already", fix="choose another folder or pass --force")
     try:
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent))
-        os.chmod(temporary, 0o755)
+        _sweep(path)
+        temporary = _partial(path)
+        temporary.mkdir()
     except OSError as error:
         raise _cannot_write(path, error) from error
     try:
         yield temporary
         if path.exists():
-            aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=temporary.parent))
-            os.replace(path, aside / path.name)
+            aside = temporary.with_suffix(".old")
+            os.replace(path, aside)
             os.replace(temporary, path)
             shutil.rmtree(aside, ignore_errors=True)
         else:
@@ -77,6 +78,19 @@ def sha256(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _partial(path: Path) -> Path:
+    """Return the temporary place of ``path``; its ending stays, which some writers go by."""
+    return path.absolute().with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+
+
+def _sweep(path: Path) -> None:
+    """Remove what an export that was killed half-way left beside ``path``."""
+    for left in path.absolute().parent.glob(f".{glob.escape(path.stem)}.*.partial"):
+        pid = left.name.split(".")[-2]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _cannot_write(path: Path, error: OSError) -> CnnEdgeError:

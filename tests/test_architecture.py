@@ -20,7 +20,7 @@ FLOORS = [
     {"train", "export", "quantize", "verify", "benchmark", "inspect", "report", "doctor"},
     {"source"},
     {"pipeline"},
-    {"cli"},
+    {"cli", "__main__"},
 ]
 STEPS = {"train", "export", "quantize", "verify", "benchmark", "inspect"}
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
@@ -117,9 +117,7 @@ def test_the_base_install_imports_what_a_device_runs(base_venv):
 )
 def test_a_missing_extra_is_named(base_venv, toy_bundle, command, extra):
     arguments = [str(a).replace("BUNDLE", str(toy_bundle.root)) for a in command]
-    done = subprocess.run(
-        [base_venv, "-m", "cnnedge.cli", *arguments], capture_output=True, text=True
-    )
+    done = subprocess.run([base_venv, "-m", "cnnedge", *arguments], capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("error: ")

@@ -50,6 +50,16 @@ def test_a_folder_is_replaced_only_when_asked(tmp_path):
     assert os.listdir(tmp_path) == ["bundle"]
 
 
+def test_what_a_killed_export_left_is_swept_up(tmp_path):
+    dead, alive = tmp_path / ".bundle.99999999.partial", tmp_path / ".bundle.1.partial"
+    for left in (dead, alive):
+        left.mkdir()
+        (left / "model.onnx").touch()
+    with atomic_folder(tmp_path / "bundle", overwrite=False):
+        pass
+    assert sorted(os.listdir(tmp_path)) == [".bundle.1.partial", "bundle"]
+
+
 def test_an_unwritable_place_is_one_clear_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(CnnEdgeError, match="cannot write"):

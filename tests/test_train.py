@@ -188,6 +188,14 @@ def test_augment_moves_a_dot_as_far_as_it_says(draw, expected):
     assert found == pytest.approx(expected, abs=0.4)
 
 
+def test_augment_repeats_the_edge():
+    """A grey image stays grey: nothing black comes in from outside."""
+    draws = np.random.default_rng(0).uniform(-1, 1, (50, 6)).astype(np.float32)
+    draws[:, 4:] = 0
+    varied = augment(np.full((50, 16, 24, 3), 77, np.float32), draws)
+    np.testing.assert_allclose(varied, 77, atol=1e-3)
+
+
 def test_augment_never_mirrors():
     """Whatever is drawn, the image stays closer to itself than to its mirror images."""
     image = np.zeros((1, 48, 48, 1), np.float32)
@@ -298,7 +306,7 @@ def test_mixed_precision_saves_a_float32_model(few_digits, tmp_path, monkeypatch
 
     monkeypatch.setattr(learner, "_mean", spy)
     options = replace(OPTIONS, epochs=1)
-    result = train(MODEL, few_digits, tmp_path / "m.keras", options)
+    result = train("alexnet_v1", few_digits, tmp_path / "m.keras", options)
     graph = computed[0].get_concrete_function().graph
     assert "float16" in {op.outputs[0].dtype.name for op in graph.get_operations() if op.outputs}
     assert result.history[0].finite

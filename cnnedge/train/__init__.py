@@ -246,7 +246,7 @@ def _require_writable(out: Path) -> None:
             fix="free some space or choose a folder you may write to",
         ) from error
     finally:
-        if probe.exists():
+        with contextlib.suppress(OSError):
             probe.unlink()
 
 

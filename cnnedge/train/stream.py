@@ -134,15 +134,16 @@ class Stream:
         try:
             yield from data.batch(self._batch_size).map(load).prefetch(2)
         except tf.errors.OpError as error:
-            raise self._error or error from error
+            if self._error is None:
+                raise
+            raise self._error from error
 
     def _load(self, at: np.ndarray) -> np.ndarray:
         if self._pixels is not None:
             return self._pixels[at]
+        tensors = self._pool.map(lambda i: self._split.tensor(int(i), self._contract), at)
         try:
-            return np.stack(
-                list(self._pool.map(lambda i: self._split.tensor(int(i), self._contract), at))
-            )
+            return np.stack(list(tensors))
         except CnnEdgeError as error:
             self._error = error  # TensorFlow would pass on no more than its text
             raise

@@ -70,7 +70,10 @@ class SignImages(Sequence[np.ndarray]):
             try:
                 with atomic_path(path) as temporary:
                     np.save(temporary, drawn)
-            except CnnEdgeError:  # full or read-only: an image costs its drawing from now on
+            except (
+                CnnEdgeError,
+                OSError,
+            ):  # full or read-only: an image costs its drawing from now on
                 self._root = None
                 return drawn
             block = self._read(path, number)

@@ -7,38 +7,28 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
 from cnnedge import __version__
-from cnnedge.errors import CnnEdgeError, GateError
-from cnnedge.progress import Progress, silent
+from cnnedge.cli.shell import FAILED, Group, command, progress_bar
+from cnnedge.cli.show import (
+    print_json,
+    print_table,
+    show_benchmark,
+    show_bundle,
+    show_inspection,
+    show_stack,
+    show_verification,
+)
+from cnnedge.errors import GateError
 
-FAILED, USAGE, GATE = 1, 2, 3
 _SOURCE = "digits, signs, signs:N, or a folder of class sub-folders."
 
 
-class _Command(click.Command):
-    """A command that shows its example as it was typed."""
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        if self.epilog:
-            formatter.write_paragraph()
-            formatter.write("Example:\n")
-            for line in self.epilog.strip().splitlines():
-                formatter.write(f"  {line.strip()}\n")
-
-
-class _Group(click.Group):
-    command_class = _Command
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="cnnedge")
 def main() -> None:
     """Take a Keras image classifier to the device it will run on.
@@ -48,35 +38,7 @@ def main() -> None:
     """
 
 
-def command(name: str, example: str) -> Callable[[Callable[..., Any]], click.Command]:
-    """Register a command: its example, ``--json``, and errors as one line and an exit code."""
-
-    def register(function: Callable[..., Any]) -> click.Command:
-        @wraps(function)
-        def run(**options: Any) -> None:
-            try:
-                function(**options)
-            except GateError as error:
-                _fail(error, GATE)
-            except CnnEdgeError as error:
-                _fail(error, FAILED)
-            except KeyboardInterrupt:
-                click.echo("error: interrupted; nothing was left half-written", err=True)
-                sys.exit(130)
-            except OSError as error:
-                _fail(_describe(error), FAILED)
-            except MemoryError:
-                _fail(CnnEdgeError("out of memory", fix="use a smaller batch or image"), FAILED)
-
-        decorated = click.option(
-            "--json", "as_json", is_flag=True, help="Print one JSON document."
-        )(run)
-        return main.command(name, epilog=example)(decorated)
-
-    return register
-
-
-@command("models", "cnnedge models")
+@command(main, "models", "cnnedge models")
 def models_command(as_json: bool) -> None:
     """List the built-in models: parameters, MACs, input."""
     from cnnedge.models import MODELS
@@ -84,7 +46,7 @@ def models_command(as_json: bool) -> None:
     if as_json:
         from dataclasses import asdict
 
-        return _print_json([asdict(info) for info in MODELS.values()])
+        return print_json([asdict(info) for info in MODELS.values()])
     rows = [
         (
             i.name,
@@ -95,10 +57,10 @@ def models_command(as_json: bool) -> None:
         )
         for i in MODELS.values()
     ]
-    return _print_table(("model", "parameters", "MACs", "input", ""), rows, left=(0, 4))
+    return print_table(("model", "parameters", "MACs", "input", ""), rows, left=(0, 4))
 
 
-@command("inspect", "cnnedge inspect vgg16\ncnnedge inspect --stack 3x3,3x3,3x3")
+@command(main, "inspect", "cnnedge inspect vgg16\ncnnedge inspect --stack 3x3,3x3,3x3")
 @click.argument("model", required=False)
 @click.option("--image-size", type=str, metavar="H,W", help="Input size, where it is open.")
 @click.option("--classes", type=click.IntRange(2), help="Classes of a built-in model.")
@@ -121,13 +83,13 @@ def inspect_command(
     if (model is None) == (stack is None):
         raise click.UsageError("give a MODEL, or --stack with kernels such as 3x3,3x3,3x3")
     if stack is not None:
-        return _show_stack(inspect.compare_stack(stack, channels), as_json)
+        return show_stack(inspect.compare_stack(stack, channels), as_json)
     height, width = _size(image_size) or (None, None)
     inspection = inspect.inspect_model(str(model), height=height, width=width, classes=classes)
-    return _print_json(inspection.to_dict()) if as_json else _show_inspection(inspection)
+    return print_json(inspection.to_dict()) if as_json else show_inspection(inspection)
 
 
-@command("train", "cnnedge train alexnet_v1 --data digits -o alexnet.keras --epochs 6")
+@command(main, "train", "cnnedge train alexnet_v1 --data digits -o alexnet.keras --epochs 6")
 @click.argument("model")
 @click.option("--data", "source", default="digits", show_default=True, help=_SOURCE)
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="F.keras")
@@ -173,14 +135,14 @@ def train_command(
         augment=not no_augment,
         model_options={} if fc_units is None else {"fc_units": fc_units},
     )
-    with _progress() as progress:
+    with progress_bar() as progress:
         dataset = open_source(source, seed=seed)
         _tell_skipped(dataset)
         result = train(
             model, dataset, out, options, resume=resume, progress=progress, on_epoch=_tell_epoch
         )
     if as_json:
-        return _print_json(result.to_dict())
+        return print_json(result.to_dict())
     click.echo(
         f"{out}: top-1 {result.top1:.2%}, top-5 {result.top5:.2%} on {result.test_images} test "
         f"images; best epoch {result.best_epoch} of {result.epochs_run}, {result.seconds:.0f} s"
@@ -189,6 +151,7 @@ def train_command(
 
 
 @command(
+    main,
     "export",
     "cnnedge export vgg16\ncnnedge export alexnet.keras -o alexnet --max-drop 0.5\n"
     "cnnedge export mine.keras --data photos --preprocess unit -o mine",
@@ -268,14 +231,14 @@ def export_command(
 
     from cnnedge.pipeline import export_bundle
 
-    with _progress() as progress:
+    with progress_bar() as progress:
         bundle, warnings = export_bundle(recipe, folder, force=force, progress=progress)
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
     if as_json:
-        _print_json(json.loads(bundle.manifest.to_json()))
+        print_json(json.loads(bundle.manifest.to_json()))
     else:
-        _show_bundle(bundle)
+        show_bundle(bundle)
     failed = [v for v in bundle.manifest.variants if not v.verified]
     if failed:
         reasons = "; ".join(f"{v.name}: {(v.verdict or {}).get('reason')}" for v in failed)
@@ -284,7 +247,7 @@ def export_command(
         )
 
 
-@command("verify", "cnnedge verify alexnet --data digits")
+@command(main, "verify", "cnnedge verify alexnet --data digits")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--data", "source", help=_SOURCE + " Without it: the self-test alone.")
 @click.option("--reference", type=click.Path(path_type=Path), help="The .keras file to hold it to.")
@@ -308,7 +271,7 @@ def verify_command(
     from cnnedge.verify import verify_bundle
 
     answer = None if reference is None else _keras_reference(reference, bundle)
-    with _progress() as progress:
+    with progress_bar() as progress:
         dataset = None if source is None else open_source(source, seed=seed)
         found = verify_bundle(
             bundle,
@@ -319,15 +282,15 @@ def verify_command(
             progress=progress,
         )
     if as_json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
     else:
-        _show_verification(found)
+        show_verification(found)
     if found.failed:
         names = ", ".join(v.name for v in found.variants if v.failed)
         raise GateError(f"verification failed for {names}", fix="see the reasons above")
 
 
-@command("bench", "cnnedge bench alexnet --seconds 20")
+@command(main, "bench", "cnnedge bench alexnet --seconds 20")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--reference", type=click.Path(path_type=Path), help="A .keras file to time beside.")
 @click.option("--seconds", type=click.FloatRange(0.1), default=10.0, show_default=True)
@@ -339,14 +302,14 @@ def bench_command(
     from cnnedge.benchmark import bench_bundle
 
     answer = None if reference is None else _keras_reference(reference, bundle)
-    with _progress() as progress:
+    with progress_bar() as progress:
         found = bench_bundle(
             bundle, reference=answer, threads=threads, seconds=seconds, progress=progress
         )
-    return _print_json(found.to_dict()) if as_json else _show_benchmark(found)
+    return print_json(found.to_dict()) if as_json else show_benchmark(found)
 
 
-@command("predict", "cnnedge predict alexnet photo.jpg --top 3")
+@command(main, "predict", "cnnedge predict alexnet photo.jpg --top 3")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True)
@@ -380,21 +343,21 @@ def predict_command(
             likely = ", ".join(f"{p.label} {p.probability:.1%}" for p in found)
             click.echo(f"{path}: {likely}")
     if as_json:
-        _print_json({"variant": classifier.variant, "images": answers})
+        print_json({"variant": classifier.variant, "images": answers})
     else:
         click.echo(f"({classifier.variant}: {classifier.choice.reason})", err=True)
     if broken:
         sys.exit(FAILED)
 
 
-@command("doctor", "cnnedge doctor")
+@command(main, "doctor", "cnnedge doctor")
 def doctor_command(as_json: bool) -> None:
     """Say what this machine can build and run, and why not."""
     from cnnedge.doctor import diagnose
 
     diagnosis = diagnose()
     if as_json:
-        return _print_json(diagnosis.to_dict())
+        return print_json(diagnosis.to_dict())
     machine = diagnosis.machine
     click.echo(f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB")
     click.echo(f"{machine['system']}; {', '.join(machine['isa']) or 'no noted instruction sets'}")
@@ -403,165 +366,7 @@ def doctor_command(as_json: bool) -> None:
         ("yes" if a.ready else "no", a.name, a.detail + (f"; {a.fix}" if a.fix else ""))
         for a in diagnosis.abilities
     ]
-    return _print_table(("", "can it", "why"), rows, left=(0, 1, 2))
-
-
-# --- printing ---------------------------------------------------------------------------------
-
-
-def _print_json(document: Any) -> None:
-    click.echo(json.dumps(document, indent=1, ensure_ascii=False))
-
-
-def _print_table(
-    headers: tuple[str, ...], rows: list[tuple[Any, ...]], *, left: tuple[int, ...] = (0,)
-) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, header in enumerate(headers):
-        table.add_column(header, justify="left" if index in left else "right")
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row))
-    console = Console()
-    if not console.is_terminal:  # a pipe or a file has no width: do not fold the table there
-        console = Console(width=200)
-    console.print(table)
-
-
-def _cell(value: Any) -> str:
-    from rich.markup import escape
-
-    return "–" if value is None else escape(str(value))
-
-
-def _show_stack(comparison: Any, as_json: bool) -> None:
-    if as_json:
-        return _print_json(comparison.to_dict())
-    return click.echo(str(comparison))
-
-
-def _show_inspection(inspection: Any) -> None:
-    headers, *rows = inspection.rows()
-    _print_table(tuple(headers), [tuple(row) for row in rows], left=(0, 1))
-    for note in inspection.notes:
-        click.echo(f"note: {note}", err=True)
-
-
-def _show_bundle(bundle: Any) -> None:
-    from cnnedge.report import variant_rows
-
-    rows = [
-        (
-            row["title"],
-            f"{row['megabytes']:.1f} MB",
-            None if row["top1"] is None else f"{row['top1']:.2f} %",
-            None if row["drop"] is None else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*row["drop"]),
-            None if row["max_abs_diff"] is None else f"{row['max_abs_diff']:.1e}",
-            None if row["median_ms"] is None else f"{row['median_ms']:.2f} ms",
-            None if row["speed_up"] is None else f"{row['speed_up']:.1f}×",
-            row["status"],
-        )
-        for row in variant_rows(bundle.manifest)
-    ]
-    headers = ("variant", "size", "top-1", "drop [95 %]", "max |Δp|", "latency", "speed", "verdict")
-    _print_table(headers, rows, left=(0, 7))
-    machine = bundle.manifest.machine
-    click.echo(f"{machine['cpu']}, {machine['cores']} cores; batch 1")
-    click.echo(f"bundle: {bundle.root}   report: {bundle.path('report.html')}")
-
-
-def _show_verification(found: Any) -> None:
-    click.echo(f"{found.bundle}: held against {found.reference}, on {found.data}")
-    rows = []
-    for v in found.variants:
-        c = v.comparison
-        stage = None if v.selftest is None else (v.selftest.stage or "ok")
-        rows.append(
-            (
-                v.name,
-                v.provider.removesuffix("ExecutionProvider"),
-                stage,
-                None if c is None else f"{c.top1:.2%}",
-                None if c is None else f"{c.top5:.2%}",
-                None if c is None else f"{c.agreement:.2%}",
-                None if c is None else f"{c.max_abs_diff:.1e}",
-                None if c is None else "{:+.2f} [{:+.2f}, {:+.2f}]".format(c.drop, *c.interval),
-                _share(v.achieved.get("macs", {})),
-                None if v.verdict is None else v.verdict.status,
-            )
-        )
-    headers = (
-        *("variant", "ran on", "self-test", "top-1", "top-5", "agree", "max |Δp|", "drop [95 %]"),
-        *("MACs in", "gate"),
-    )
-    _print_table(headers, rows, left=(0, 1, 2, 8, 9))
-    for v in found.variants:
-        if v.selftest is not None and v.selftest.stage is not None:
-            click.echo(f"{v.name}: {v.selftest.stage} diverged: {v.selftest.detail}")
-        if v.verdict is not None and v.verdict.status != "passed":
-            click.echo(f"{v.name}: {v.verdict.status}: {v.verdict.reason}")
-    compared = [v.comparison for v in found.variants if v.comparison is not None]
-    if compared:
-        smallest = compared[0].smallest_drop
-        click.echo(
-            f"the smallest drop that {compared[0].n} images could show: {smallest:.2f} points"
-        )
-
-
-def _share(shares: dict[str, float]) -> str:
-    return ", ".join(f"{share:.1%} {name}" for name, share in shares.items())
-
-
-def _show_benchmark(found: Any) -> None:
-    rows = []
-    for m in found.measurements:
-        ratio, low, high = found.speed_up(m.name)
-        p90, p99 = m.percentile(90), m.percentile(99)
-        rows.append(
-            (
-                m.name,
-                f"{m.median * 1e3:.2f} ms",
-                None if p90 is None else f"{p90 * 1e3:.2f} ms",
-                None if p99 is None else f"{p99 * 1e3:.2f} ms",
-                len(m.samples),
-                f"{ratio:.2f}× [{low:.2f}, {high:.2f}]",
-            )
-        )
-    _print_table(("variant", "p50", "p90", "p99", "n", f"against {found.baseline} [95 %]"), rows)
-    e = found.environment
-    click.echo(f"{e['machine']['cpu']}, {e['threads']} threads, batch 1; timed: {e['timed']}")
-    click.echo("FP16 and TensorRT graphs run on a CPU by emulation: no speed is claimed for them")
-
-
-# --- helpers ----------------------------------------------------------------------------------
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """Show a bar on a terminal's stderr; elsewhere stay quiet."""
-    if not sys.stderr.isatty():
-        yield silent
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = (
-        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
-        TimeRemainingColumn(),
-    )
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, Any] = {}
-
-        def show(task: str, done: int, total: int) -> None:
-            if task not in tasks:
-                tasks[task] = bars.add_task(task, total=total or None)
-            bars.update(tasks[task], completed=done, total=total or None)
-
-        yield show
+    return print_table(("", "can it", "why"), rows, left=(0, 1, 2))
 
 
 def _keras_reference(path: Path, bundle: Path) -> Any:
@@ -596,17 +401,3 @@ def _size(text: str | None) -> tuple[int, int] | None:
 
 def _list(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _describe(error: OSError) -> CnnEdgeError:
-    where = f" {error.filename}" if error.filename else ""
-    return CnnEdgeError(f"{error.strerror or error}{where}", fix="check the path, space and rights")
-
-
-def _fail(error: Exception, code: int) -> None:
-    click.echo(f"error: {' '.join(str(error).split())}", err=True)
-    sys.exit(code)
-
-
-if __name__ == "__main__":
-    main()

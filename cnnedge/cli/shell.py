@@ -1,0 +1,101 @@
+"""What every command shares: how it helps, how it fails, how it shows that it is at work."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import click
+
+from cnnedge.errors import CnnEdgeError, GateError
+from cnnedge.progress import Progress, silent
+
+FAILED, GATE = 1, 3  # 2, usage, is click's own
+
+
+class Command(click.Command):
+    """A command that shows its example as it was typed."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the example with its line breaks, which click would fold."""
+        if self.epilog:
+            formatter.write_paragraph()
+            formatter.write("Example:\n")
+            for line in self.epilog.strip().splitlines():
+                formatter.write(f"  {line.strip()}\n")
+
+
+class Group(click.Group):
+    """A group whose commands are of that kind."""
+
+    command_class = Command
+
+
+def command(
+    group: click.Group, name: str, example: str
+) -> Callable[[Callable[..., Any]], click.Command]:
+    """Register a command: its example, ``--json``, errors as one line and an exit code."""
+
+    def register(function: Callable[..., Any]) -> click.Command:
+        @wraps(function)
+        def run(**options: Any) -> None:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up, as for Ctrl-C
+            try:
+                function(**options)
+            except GateError as error:
+                fail(error, GATE)
+            except CnnEdgeError as error:
+                fail(error, FAILED)
+            except KeyboardInterrupt:
+                fail(CnnEdgeError("interrupted", fix="nothing was left half-written"), FAILED)
+            except OSError as error:
+                fail(_describe(error), FAILED)
+            except MemoryError:
+                fail(CnnEdgeError("out of memory", fix="use a smaller batch or image"), FAILED)
+
+        decorated = click.option(
+            "--json", "as_json", is_flag=True, help="Print one JSON document."
+        )(run)
+        return group.command(name, epilog=example)(decorated)
+
+    return register
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """Show a bar on a terminal's stderr; elsewhere stay quiet."""
+    if not sys.stderr.isatty():
+        yield silent
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(task: str, done: int, total: int) -> None:
+            if task not in tasks:
+                tasks[task] = bars.add_task(task, total=total or None)
+            bars.update(tasks[task], completed=done, total=total or None)
+
+        yield show
+
+
+def _describe(error: OSError) -> CnnEdgeError:
+    where = f" {error.filename}" if error.filename else ""
+    return CnnEdgeError(f"{error.strerror or error}{where}", fix="check the path, space and rights")
+
+
+def fail(error: Exception, code: int) -> None:
+    """Print one line, ``error: what; what to do``, and exit."""
+    click.echo(f"error: {' '.join(str(error).split())}", err=True)
+    sys.exit(code)

@@ -1,0 +1,142 @@
+"""Results on the terminal: tables for people, one JSON document for programs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document."""
+    click.echo(json.dumps(document, indent=1, ensure_ascii=False))
+
+
+def print_table(
+    headers: tuple[str, ...], rows: list[tuple[Any, ...]], *, left: tuple[int, ...] = (0,)
+) -> None:
+    """Print a table; the columns named in ``left`` are aligned to the left."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, header in enumerate(headers):
+        table.add_column(header, justify="left" if index in left else "right")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    console = Console()
+    if not console.is_terminal:  # a pipe or a file has no width: do not fold the table there
+        console = Console(width=200)
+    console.print(table)
+
+
+def _cell(value: Any) -> str:
+    from rich.markup import escape
+
+    return "–" if value is None else escape(str(value))
+
+
+def show_stack(comparison: Any, as_json: bool) -> None:
+    """Show a `StackComparison`."""
+    if as_json:
+        return print_json(comparison.to_dict())
+    return click.echo(str(comparison))
+
+
+def show_inspection(inspection: Any) -> None:
+    """Show an `Inspection`."""
+    headers, *rows = inspection.rows()
+    print_table(tuple(headers), [tuple(row) for row in rows], left=(0, 1))
+    for note in inspection.notes:
+        click.echo(f"note: {note}", err=True)
+
+
+def show_bundle(bundle: Any) -> None:
+    """Show what was exported, as its manifest has it."""
+    from cnnedge.report import variant_rows
+
+    rows = [
+        (
+            row["title"],
+            f"{row['megabytes']:.1f} MB",
+            None if row["top1"] is None else f"{row['top1']:.2f} %",
+            None if row["drop"] is None else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*row["drop"]),
+            None if row["max_abs_diff"] is None else f"{row['max_abs_diff']:.1e}",
+            None if row["median_ms"] is None else f"{row['median_ms']:.2f} ms",
+            None if row["speed_up"] is None else f"{row['speed_up']:.1f}×",
+            row["status"],
+        )
+        for row in variant_rows(bundle.manifest)
+    ]
+    headers = ("variant", "size", "top-1", "drop [95 %]", "max |Δp|", "latency", "speed", "verdict")
+    print_table(headers, rows, left=(0, 7))
+    machine = bundle.manifest.machine
+    click.echo(f"{machine['cpu']}, {machine['cores']} cores; batch 1")
+    click.echo(f"bundle: {bundle.root}   report: {bundle.path('report.html')}")
+
+
+def show_verification(found: Any) -> None:
+    """Show a `Verification`."""
+    click.echo(f"{found.bundle}: held against {found.reference}, on {found.data}")
+    rows = []
+    for v in found.variants:
+        c = v.comparison
+        stage = None if v.selftest is None else (v.selftest.stage or "ok")
+        rows.append(
+            (
+                v.name,
+                v.provider.removesuffix("ExecutionProvider"),
+                stage,
+                None if c is None else f"{c.top1:.2%}",
+                None if c is None else f"{c.top5:.2%}",
+                None if c is None else f"{c.agreement:.2%}",
+                None if c is None else f"{c.max_abs_diff:.1e}",
+                None if c is None else "{:+.2f} [{:+.2f}, {:+.2f}]".format(c.drop, *c.interval),
+                _share(v.achieved.get("macs", {})),
+                None if v.verdict is None else v.verdict.status,
+            )
+        )
+    headers = (
+        *("variant", "ran on", "self-test", "top-1", "top-5", "agree", "max |Δp|", "drop [95 %]"),
+        *("MACs in", "gate"),
+    )
+    print_table(headers, rows, left=(0, 1, 2, 8, 9))
+    for v in found.variants:
+        if v.selftest is not None and v.selftest.stage is not None:
+            click.echo(f"{v.name}: {v.selftest.stage} diverged: {v.selftest.detail}")
+        if v.verdict is not None and v.verdict.status != "passed":
+            click.echo(f"{v.name}: {v.verdict.status}: {v.verdict.reason}")
+    compared = [v.comparison for v in found.variants if v.comparison is not None]
+    if compared:
+        smallest = compared[0].smallest_drop
+        click.echo(
+            f"the smallest drop that {compared[0].n} images could show: {smallest:.2f} points"
+        )
+
+
+def _share(shares: dict[str, float]) -> str:
+    return ", ".join(f"{share:.1%} {name}" for name, share in shares.items())
+
+
+def show_benchmark(found: Any) -> None:
+    """Show a `Benchmark`."""
+    rows = []
+    for m in found.measurements:
+        ratio, low, high = found.speed_up(m.name)
+        p90, p99 = m.percentile(90), m.percentile(99)
+        rows.append(
+            (
+                m.name,
+                f"{m.median * 1e3:.2f} ms",
+                None if p90 is None else f"{p90 * 1e3:.2f} ms",
+                None if p99 is None else f"{p99 * 1e3:.2f} ms",
+                len(m.samples),
+                f"{ratio:.2f}× [{low:.2f}, {high:.2f}]",
+            )
+        )
+    print_table(("variant", "p50", "p90", "p99", "n", f"against {found.baseline} [95 %]"), rows)
+    e = found.environment
+    click.echo(f"{e['machine']['cpu']}, {e['threads']} threads, batch 1; timed: {e['timed']}")
+    click.echo("FP16 and TensorRT graphs run on a CPU by emulation: no speed is claimed for them")
