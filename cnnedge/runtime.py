@@ -9,8 +9,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import logging
 import os
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +142,12 @@ def load(
         MissingExtraError: ONNX Runtime is not installed.
         BackendError: the runtime cannot load the model.
     """
+    # Half of a cold start is importing the runtime, the other half hashing the bundle's files;
+    # hashing releases the interpreter's lock, so they go side by side.
+    importing = threading.Thread(target=_import_ahead, daemon=True)
+    importing.start()
     opened = open_bundle(Path(bundle))
+    importing.join()
     choice = choose(opened, variant)
     log.info("%s: running %s: %s", opened.root, choice.variant.name, choice.reason)
     session = open_variant(opened, choice.variant, threads=threads)
@@ -152,6 +160,13 @@ def load(
         manifest.image,
         manifest.normalization if takes_float else None,
     )
+
+
+def _import_ahead() -> None:
+    """Import what `open_variant` and the first image need; they report what is missing."""
+    with contextlib.suppress(Exception):
+        importlib.import_module("PIL.Image")
+        importlib.import_module("cnnedge.backends.onnxruntime")
 
 
 def choose(bundle: Bundle, name: str | None = None) -> Choice:

@@ -163,7 +163,12 @@ def train_command(
 @click.option("--data", "source", help=_SOURCE + " Default: what the model was trained on.")
 @click.option("--precision", help="Of fp32,fp16,int8; default: all three.")
 @click.option("--max-drop", type=click.FloatRange(0, 100), help="Gate, in points of top-1. [0.5]")
-@click.option("--input", "input_dtype", type=click.Choice(["uint8", "float32"]))
+@click.option(
+    "--input",
+    "input_dtype",
+    type=click.Choice(["uint8", "float32"]),
+    help="Of the ONNX graphs: the raw image [uint8], or what Keras takes.",
+)
 @click.option(
     "--preprocess",
     type=click.Choice(["unit", "tf", "caffe", "torch", "none"]),
@@ -174,7 +179,7 @@ def train_command(
 @click.option("--classes", type=click.IntRange(2), help="Of a built-in model without weights.")
 @click.option("--calibration-images", type=click.IntRange(1), help="At most this many. [128]")
 @click.option("--test-images", type=click.IntRange(1), help="At most this many. [all]")
-@click.option("--seed", type=int)
+@click.option("--seed", type=int, help="Of weights, splits and subsets. [0]")
 @click.option("--force", is_flag=True, help="Replace the bundle if it exists.")
 def export_command(
     model: str,
@@ -188,7 +193,7 @@ def export_command(
     as_json: bool,
     **others: Any,
 ) -> None:
-    r"""Export a model to a bundle of verified ONNX variants.
+    """Export a model to a bundle of verified ONNX variants.
 
     MODEL is a built-in model (see `cnnedge models`; ./MODEL.keras holds its trained weights), your
     own .keras classifier, or a recipe .toml.
@@ -208,7 +213,7 @@ def export_command(
     A gate decides whether a variant is good enough: its top-1 may drop by at most --max-drop
     points against Keras on the same test images, FP32 and FP16 must also keep their probabilities
     (1e-5, 2e-3). If one fails, the bundle is written, says so, and the exit code is 3.
-    """
+    """  # noqa: D301 - click's mark for "leave these lines as they are" is the character itself
     from cnnedge.recipe import make_recipe, read_recipe
 
     if model.endswith(".toml"):

