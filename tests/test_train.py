@@ -74,6 +74,10 @@ def weights(path):
     return load_model(path)[0].get_weights()
 
 
+def forbid(*arguments):
+    raise AssertionError("it trained")
+
+
 def without_seconds(history):
     return [replace(report, seconds=0) for report in history]
 
@@ -243,6 +247,7 @@ def test_a_run_leaves_a_model_that_answers_as_it_says(straight, few_digits):
     assert [report.epoch for report in seen] == [1, 2, 3, 4]
     assert seen[-1].loss < seen[0].loss
     assert (result.epochs_run, result.stopped_early, result.test_images) == (4, False, 50)
+    assert result.parameters == sum(w.size for w in model.get_weights())
 
 
 def test_a_run_leaves_its_history_and_no_checkpoint(straight):
@@ -401,12 +406,30 @@ def test_resuming_from_nothing_says_so(few_digits, tmp_path):
         train(MODEL, few_digits, tmp_path / "m.keras", OPTIONS, resume=True)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "emptied"])
+def test_what_the_checkpoint_takes_is_not_asked_for_twice(stopped_copy, few_digits, monkeypatch):
+    """A disk that was large enough to start on is large enough to resume on."""
+    taken = (stopped_copy.with_suffix(".ckpt") / "state.npz").stat().st_size
+    usage = namedtuple("Usage", "free")
+    for weights_free, match in ((5.5, "it trained"), (4.5, "GB free")):
+        free = usage(int(weights_free * taken / 4))
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: free)
+        monkeypatch.setattr(Learner, "run_epoch", forbid)
+        with pytest.raises((AssertionError, CnnEdgeError), match=match):
+            train(MODEL, few_digits, stopped_copy, OPTIONS, resume=True)
+
+
+# Where in an entry of the zip's directory stand the bits that say "encrypted", and the compression.
+ZIP_FIELDS = {"encrypted": 8, "method": 10}
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", *ZIP_FIELDS])
 def test_a_damaged_checkpoint_is_told(stopped_copy, few_digits, damage):
     file = stopped_copy.with_suffix(".ckpt") / "state.npz"
     content = bytearray(file.read_bytes())
     if damage == "flipped":
         content[len(content) // 2] ^= 255
+    if damage in ZIP_FIELDS:
+        content[content.index(b"PK\x01\x02") + ZIP_FIELDS[damage]] ^= 1
     file.write_bytes(content[: {"cut": len(content) // 2, "emptied": 0}.get(damage)])
     with pytest.raises(ModelError, match=r"state\.npz is damaged"):
         train(MODEL, few_digits, stopped_copy, OPTIONS, resume=True)
@@ -417,10 +440,7 @@ def test_a_damaged_checkpoint_is_told(stopped_copy, few_digits, damage):
 
 @pytest.fixture
 def no_training(monkeypatch):
-    def run_epoch(*arguments):
-        raise AssertionError("it trained")
-
-    monkeypatch.setattr(Learner, "run_epoch", run_epoch)
+    monkeypatch.setattr(Learner, "run_epoch", forbid)
 
 
 @pytest.mark.usefixtures("no_training")
@@ -435,6 +455,17 @@ class TestToldBeforeTraining:
             train(MODEL, few_digits, tmp_path / "m.h5", OPTIONS)
         (tmp_path / "m.keras").mkdir()
         with pytest.raises(ModelError, match="is a folder"):
+            train(MODEL, few_digits, tmp_path / "m.keras", OPTIONS)
+
+    @pytest.mark.parametrize("name", ["m.ckpt/state.npz", "m.history.json", "m.history.png"])
+    def test_a_folder_in_the_way(self, few_digits, tmp_path, name):
+        (tmp_path / name).mkdir(parents=True)
+        with pytest.raises(ModelError, match=rf"{Path(name).name} is a folder"):
+            train(MODEL, few_digits, tmp_path / "m.keras", OPTIONS)
+
+    def test_a_file_where_the_checkpoints_go(self, few_digits, tmp_path):
+        (tmp_path / "m.ckpt").touch()
+        with pytest.raises(ModelError, match=r"m\.ckpt is a file"):
             train(MODEL, few_digits, tmp_path / "m.keras", OPTIONS)
 
     def test_a_disk_too_full(self, few_digits, tmp_path, monkeypatch):

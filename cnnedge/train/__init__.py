@@ -96,6 +96,7 @@ class TrainResult:
         best_epoch: The epoch, from 1, that the weights are of.
         seconds: What the epochs took.
         stopped_early: Whether patience ran out before the epochs did.
+        parameters: How many weights the model has.
     """
 
     path: Path
@@ -107,6 +108,7 @@ class TrainResult:
     best_epoch: int
     seconds: float
     stopped_early: bool
+    parameters: int
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON-able data."""
@@ -155,8 +157,9 @@ def train(
     from cnnedge.backends.keras import ModelNote
 
     out = Path(out)
-    _require_writable(out)
     checkpoint = out.with_suffix(".ckpt") / "state.npz"
+    history_json, history_png = out.with_suffix(".history.json"), out.with_suffix(".history.png")
+    _require_writable(out, checkpoint, history_json, history_png)
     run = _describe(model_name, dataset, options)
     state = read_state(checkpoint, run) if resume else None
     learner = Learner(
@@ -167,7 +170,7 @@ def train(
         learning_rate=run["learning_rate"],
         options=options.model_options,
     )
-    _require_space(out, learner.nbytes)
+    _require_space(out, checkpoint, learner.nbytes)
     if state is None:
         normalization = learner.init_from(options.init)
         state = State(run, normalization, (), learner.variables(), learner.optimizer_variables())
@@ -212,10 +215,11 @@ def train(
         best_epoch=best_epoch(state.history),
         seconds=sum(report.seconds for report in state.history),
         stopped_early=len(state.history) < options.epochs,
+        parameters=learner.parameters,
     )
     learner.save(out, note, {"top1": top1, "top5": top5, "test_images": len(dataset.test)})
-    write_history(out.with_suffix(".history.json"), run, result.to_dict())
-    draw_history(out.with_suffix(".history.png"), f"{model_name} on {dataset.name}", state.history)
+    write_history(history_json, run, result.to_dict())
+    draw_history(history_png, f"{model_name} on {dataset.name}", state.history)
     remove_state(checkpoint)
     return result
 
@@ -230,12 +234,18 @@ def _require_packages() -> None:
             raise MissingExtraError(package, "export", purpose="training") from error
 
 
-def _require_writable(out: Path) -> None:
+def _require_writable(out: Path, checkpoint: Path, *others: Path) -> None:
     """Find out before hours of training whether their result can be written."""
     if out.suffix != ".keras":
         raise ModelError(f"{out} does not end in .keras", fix="name the file F.keras")
-    if out.is_dir():
-        raise ModelError(f"{out} is a folder", fix="name a file F.keras")
+    for path in (out, checkpoint, *others):
+        if path.is_dir():
+            raise ModelError(f"{path} is a folder", fix="move it, or name another file F.keras")
+    if checkpoint.parent.is_file():
+        raise ModelError(
+            f"{checkpoint.parent} is a file, and the checkpoint's folder is to be there",
+            fix="move it, or name another file F.keras",
+        )
     probe = out.with_suffix(f".{os.getpid()}.probe")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -250,10 +260,13 @@ def _require_writable(out: Path) -> None:
             probe.unlink()
 
 
-def _require_space(out: Path, weights: int) -> None:
+def _require_space(out: Path, checkpoint: Path, weights: int) -> None:
     # A checkpoint is the weights, Adam's two moments and the best weights, and the last one stays
-    # while the next is written. Then the model itself.
-    needed, free = (2 * 4 + 1) * weights, shutil.disk_usage(out.parent).free
+    # while the next is written. Then the model itself. One that is there already, to be resumed
+    # from or replaced, has its place.
+    there = checkpoint.stat().st_size if checkpoint.is_file() else 0
+    needed = (2 * 4 + 1) * weights - min(there, 4 * weights)
+    free = shutil.disk_usage(out.parent).free
     if free < needed:
         raise CnnEdgeError(
             f"{out.parent.absolute()} has {free / 1e9:.2f} GB free, and training there needs "

@@ -17,6 +17,13 @@ from cnnedge.train.history import EpochReport, best_epoch
 
 _ARRAYS = ("variables", "optimizer", "best")
 
+# What NumPy's and zipfile's readers raise of a file that was cut or changed. RuntimeError is
+# zipfile's for a flipped bit that says "encrypted", or names another compression or version.
+_DAMAGED = (
+    *(OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError),
+    zipfile.BadZipFile,
+)
+
 
 @dataclass(frozen=True)
 class State:
@@ -86,9 +93,8 @@ def read_state(path: Path, run: dict[str, Any]) -> State:
                 for name in _ARRAYS
             }
         history = tuple(EpochReport(**report) for report in about["history"])
-        found, normalization = about["run"], about["normalization"]
-    # What NumPy's and zipfile's readers raise of a file that was cut or changed.
-    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        found, normalization = dict(about["run"]), about["normalization"]
+    except _DAMAGED as error:
         raise ModelError(
             f"the checkpoint {path} is damaged ({error})", fix="start again without --resume"
         ) from error

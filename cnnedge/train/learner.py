@@ -82,9 +82,14 @@ class Learner:
         self._train_step, self._measure = self._compile()
 
     @property
+    def parameters(self) -> int:
+        """How many weights the network has."""
+        return int(self.model.count_params())
+
+    @property
     def nbytes(self) -> int:
         """What the weights take on disk."""
-        return 4 * int(self.model.count_params())
+        return 4 * self.parameters
 
     def init_from(self, source: str | None) -> str:
         """Start the convolutions from trained weights, and return what these want of the pixels.
