@@ -65,3 +65,5 @@ def test_an_unwritable_place_is_one_clear_error(tmp_path):
     with pytest.raises(CnnEdgeError, match="cannot write"):
         with atomic_folder(tmp_path / "file" / "bundle", overwrite=False):
             pass
+    with pytest.raises(CnnEdgeError, match="cannot write"):
+        write_text(tmp_path / "file" / "a.txt", "text")
