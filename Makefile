@@ -19,7 +19,8 @@ demo: $(READY)
 	mkdir -p demo
 	$(BIN)/cnnedge train alexnet_v1 --data digits --epochs 6 -o demo/alexnet_v1.keras
 	$(BIN)/cnnedge export demo/alexnet_v1.keras -o demo/alexnet_v1 --force
-	$(BIN)/cnnedge verify demo/alexnet_v1
+	$(BIN)/cnnedge verify demo/alexnet_v1 --data digits
+	$(BIN)/cnnedge bench demo/alexnet_v1 --reference demo/alexnet_v1.keras --seconds 5
 	$(BIN)/cnnedge predict demo/alexnet_v1 demo/alexnet_v1/selftest/golden-00.png --top 3
 	@echo "the report: demo/alexnet_v1/report.html"
 

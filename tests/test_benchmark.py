@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from cnnedge.benchmark import FEWEST_ROUNDS, Benchmark, measure_interleaved
+from cnnedge.benchmark import (
+    BLOCK,
+    FEWEST_ROUNDS,
+    SETTLE,
+    Benchmark,
+    measure_interleaved,
+)
 
 
 class FakeClock:
@@ -25,34 +31,50 @@ class FakeClock:
         return call
 
 
-def test_contestants_take_turns_after_the_warm_up():
+def test_contestants_take_turns_in_blocks_after_the_warm_up():
     clock = FakeClock()
     contestants = {"a": clock.contestant("a", 1 / 128), "b": clock.contestant("b", 3 / 128)}
-    a, b = measure_interleaved(contestants, seconds=3.125, clock=clock)
-    warm_up = clock.calls.index("b", clock.calls.index("b"))
-    assert set(clock.calls[:warm_up]) == {"a"}
-    tail = clock.calls[-2 * len(a.samples) :]
-    assert tail == ["a", "b"] * len(a.samples)
-    assert len(a.samples) == len(b.samples) == 100
+    a, b = measure_interleaved(contestants, seconds=4 * 13 * 4 / 128, clock=clock)
+    rounds = 4
+    assert len(a.samples) == len(b.samples) == rounds * BLOCK
+    tail = clock.calls[-2 * rounds * (SETTLE + BLOCK) :]
+    assert tail == (["a"] * (SETTLE + BLOCK) + ["b"] * (SETTLE + BLOCK)) * rounds
+    assert set(clock.calls[: -len(tail)]) == {"a", "b"}  # the warm-up
     assert (a.median, b.median) == (1 / 128, 3 / 128)
 
 
-def test_a_slow_contestant_still_gets_its_fewest_rounds():
+def test_the_first_calls_of_a_block_are_not_counted():
+    clock = FakeClock()
+    names = []
+
+    def call(name):
+        def settles():
+            names.append(name)
+            recent = names[-SETTLE - 1 :]
+            clock.now += 1.0 if len(set(recent)) == 1 and len(recent) > SETTLE else 50.0
+
+        return settles
+
+    a, b = measure_interleaved({"a": call("a"), "b": call("b")}, seconds=1.0, clock=clock)
+    assert set(a.samples) == set(b.samples) == {1.0}
+
+
+def test_a_slow_contestant_still_gets_its_fewest_blocks():
     clock = FakeClock()
     (slow,) = measure_interleaved({"slow": clock.contestant("s", 9.0)}, seconds=1.0, clock=clock)
-    assert len(slow.samples) == FEWEST_ROUNDS
+    assert len(slow.samples) == FEWEST_ROUNDS * BLOCK
 
 
 def test_drift_moves_both_and_leaves_the_ratio():
     clock = FakeClock()
     drift = {
-        "fast": clock.contestant("fast", lambda n: 0.001 * (1 + n / 500)),
-        "slow": clock.contestant("slow", lambda n: 0.004 * (1 + n / 500)),
+        "fast": clock.contestant("fast", lambda n: 0.001 * (1 + n / 2000)),
+        "slow": clock.contestant("slow", lambda n: 0.004 * (1 + n / 2000)),
     }
-    measured = measure_interleaved(drift, seconds=100, most_rounds=200, clock=clock)
+    measured = measure_interleaved(drift, seconds=100, most_rounds=40, clock=clock)
     bench = Benchmark(tuple(measured), "slow", {})
     ratio, low, high = bench.speed_up("fast")
-    assert ratio == pytest.approx(4.0, rel=0.01)
+    assert ratio == pytest.approx(4.0, rel=0.02)
     assert low <= ratio <= high
     assert high - low < 0.6
 
@@ -62,6 +84,6 @@ def test_raw_samples_are_kept():
     measured = measure_interleaved({"a": clock.contestant("a", 0.25)}, seconds=1, clock=clock)
     document = Benchmark(tuple(measured), "a", {"machine": "x"}).to_dict()
     (row,) = document["measurements"]
-    assert row["samples_ms"] == [250.0] * FEWEST_ROUNDS
-    assert row["p90_ms"] is None
+    assert row["samples_ms"] == [250.0] * FEWEST_ROUNDS * BLOCK
+    assert row["p99_ms"] is None
     assert document["environment"] == {"machine": "x"}

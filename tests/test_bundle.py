@@ -132,6 +132,6 @@ def test_the_report_is_one_page_that_needs_no_network(toy_bundle):
     samples = json.loads(page.split('id="samples">')[1].split("</script>")[0])
     assert {m["name"] for m in samples["measurements"]} == {
         "keras",
-        *(v.name for v in toy_bundle.manifest.variants),
+        *(v.name for v in toy_bundle.manifest.variants if v.target != "trt"),
     }
     assert all(np.isfinite(m["samples_ms"]).all() for m in samples["measurements"])

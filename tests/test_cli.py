@@ -109,7 +109,8 @@ def test_export_without_trained_weights(tmp_path, monkeypatch):
     assert manifest["model"]["weights"] == "random"
     assert {v["verdict"]["status"] for v in manifest["variants"]} == {"not judged"}
     for variant in manifest["variants"]:
-        assert variant["latency"]["median_ms"] > 0
+        if variant["target"] != "trt":
+            assert variant["latency"]["median_ms"] > 0
     assert "not judged" in result.stdout
 
 
@@ -195,7 +196,7 @@ def test_verify_and_bench(toy_bundle):
     assert bench.exit_code == 0, bench.output
     assert "int8" in bench.output
     document = json.loads(run("bench", toy_bundle.root, "--seconds", 0.2, "--json").output)
-    assert len(document["measurements"]) == 4
+    assert [m["name"] for m in document["measurements"]] == ["fp32", "fp16", "int8"]
 
 
 def test_verify_reports_a_damaged_bundle(bundle_copy):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,8 @@ def load_model(path: Path | str) -> tuple[keras.Model, ModelNote | None]:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             note = ModelNote.from_json(archive.read(NOTE_ENTRY)) if NOTE_ENTRY in names else None
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
+    # zipfile raises the last two for a flipped bit that says "encrypted" or another compression.
+    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError) as error:
         raise ModelError(
             f"{path} is not a whole .keras file ({error})", fix="save or copy the model again"
         ) from error
@@ -124,6 +126,18 @@ def predict(
         for i in range(0, len(batch), batch_size)
     ]
     return np.concatenate(answers).astype(np.float32, copy=False)
+
+
+def compiled(model: keras.Model, normalization: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the model as one traced ``tf.function``: uint8 ``[N, H, W, C]`` → its answers.
+
+    That is what its latency is measured on. `predict` calls layer by layer and takes longer; it
+    is what the answers are held against.
+    """
+    import tensorflow as tf
+
+    function = tf.function(lambda images: model(images, training=False), autograph=False)
+    return lambda batch: function(tf.constant(normalize(batch, normalization))).numpy()
 
 
 def scales_itself(model: keras.Model) -> bool:

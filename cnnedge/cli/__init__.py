@@ -306,7 +306,7 @@ def bench_command(
     """Measure the latency of each variant, interleaved in one run."""
     from cnnedge.benchmark import bench_bundle
 
-    answer = None if reference is None else _keras_reference(reference, bundle)
+    answer = None if reference is None else _keras_reference(reference, bundle, as_compiled=True)
     with progress_bar() as progress:
         found = bench_bundle(
             bundle, reference=answer, threads=threads, seconds=seconds, progress=progress
@@ -374,13 +374,15 @@ def doctor_command(as_json: bool) -> None:
     return print_table(("", "can it", "why"), rows, left=(0, 1, 2))
 
 
-def _keras_reference(path: Path, bundle: Path) -> Any:
-    from cnnedge.backends.keras import load_model, predict
+def _keras_reference(path: Path, bundle: Path, *, as_compiled: bool = False) -> Any:
+    from cnnedge.backends.keras import compiled, load_model, predict
     from cnnedge.bundle import open_bundle
 
-    manifest = open_bundle(bundle).manifest
+    normalization = open_bundle(bundle).manifest.normalization
     model, _ = load_model(path)
-    return lambda batch: predict(model, batch, manifest.normalization)
+    if as_compiled:
+        return compiled(model, normalization)
+    return lambda batch: predict(model, batch, normalization)
 
 
 def _tell_skipped(dataset: Any) -> None:

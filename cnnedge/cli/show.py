@@ -117,7 +117,7 @@ def show_verification(found: Any) -> None:
 
 
 def _share(shares: dict[str, float]) -> str:
-    return ", ".join(f"{share:.1%} {name}" for name, share in shares.items())
+    return ", ".join(f"{share:.2%} {name}" for name, share in shares.items())
 
 
 def show_benchmark(found: Any) -> None:
@@ -139,4 +139,4 @@ def show_benchmark(found: Any) -> None:
     print_table(("variant", "p50", "p90", "p99", "n", f"against {found.baseline} [95 %]"), rows)
     e = found.environment
     click.echo(f"{e['machine']['cpu']}, {e['threads']} threads, batch 1; timed: {e['timed']}")
-    click.echo("FP16 and TensorRT graphs run on a CPU by emulation: no speed is claimed for them")
+    click.echo("FP16 runs on a CPU by emulation: no speed is claimed for it")
