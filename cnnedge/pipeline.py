@@ -129,8 +129,14 @@ def _build(
     judged = source.weights != "random" and source.may_calibrate
     variants = []
     for graph in graphs:
-        found = comparisons[graph.name]
-        verdict = judge(found, precision=graph.precision, max_drop=recipe.max_drop, trained=judged)
+        found, achieved = comparisons[graph.name], achieved_precision(graph.model)
+        verdict = judge(
+            found,
+            precision=graph.precision,
+            max_drop=recipe.max_drop,
+            trained=judged,
+            achieved=achieved["macs"],
+        )
         variants.append(
             Variant(
                 name=graph.name,
@@ -139,7 +145,7 @@ def _build(
                 bytes=(folder / graph.file).stat().st_size,
                 precision=graph.precision,
                 target=graph.target,
-                achieved=achieved_precision(graph.model),
+                achieved=achieved,
                 accuracy=found.to_dict(),
                 verdict=asdict(verdict),
                 provider=contestants[graph.name].provider,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,15 +165,27 @@ def compare(answers: np.ndarray, reference: np.ndarray, targets: np.ndarray) -> 
     )
 
 
-def judge(comparison: Comparison, *, precision: str, max_drop: float, trained: bool) -> Verdict:
+def judge(
+    comparison: Comparison,
+    *,
+    precision: str,
+    max_drop: float,
+    trained: bool,
+    achieved: Mapping[str, float],
+) -> Verdict:
     """Apply the gates to a comparison.
 
     Args:
         comparison: What was measured.
         precision: "fp32", "fp16" or "int8": the first two also have a parity limit.
         max_drop: The largest top-1 drop allowed, in points.
-        trained: Whether the weights are: with random ones only parity is judged.
+        trained: Whether the weights are: with random ones accuracy is not judged.
+        achieved: The share of MACs per data type, read from the graph.
     """
+    asked = DATA_TYPES[precision]
+    if achieved.get(asked, 0.0) < LEAST_ACHIEVED:
+        built = ", ".join(f"{share:.0%} {name}" for name, share in achieved.items()) or "nothing"
+        return Verdict("failed", f"{precision} was asked for, and the graph computes in {built}")
     limit = PARITY.get(precision)
     if limit is not None and not comparison.max_abs_diff <= limit:
         return Verdict(
@@ -196,6 +208,9 @@ def judge(comparison: Comparison, *, precision: str, max_drop: float, trained: b
 
 # The largest difference of a probability to Keras that rounding explains, on real images.
 PARITY = {"fp32": 1e-5, "fp16": 2e-3}
+# A variant that bears a precision's name computes at least so much of its MACs in it.
+LEAST_ACHIEVED = 0.5
+DATA_TYPES = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
 
 
 def paired_interval(lost: int, won: int, n: int) -> tuple[float, float]:

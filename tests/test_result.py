@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from cnnedge.result import (
+    DATA_TYPES,
     Comparison,
     Measurement,
     compare,
@@ -88,7 +89,23 @@ def test_smallest_drop_shrinks_with_the_number_of_images():
     ],
 )
 def test_gate(found, precision, trained, status):
-    assert judge(found, precision=precision, max_drop=0.5, trained=trained).status == status
+    verdict = judge(
+        found,
+        precision=precision,
+        max_drop=0.5,
+        trained=trained,
+        achieved={DATA_TYPES[precision]: 0.99},
+    )
+    assert verdict.status == status
+
+
+def test_int8_that_computes_in_float_fails():
+    for achieved in ({"float32": 1.0}, {"int8": 0.2, "float32": 0.8}, {}):
+        verdict = judge(
+            comparison(), precision="int8", max_drop=0.5, trained=True, achieved=achieved
+        )
+        assert verdict.failed
+        assert "int8 was asked for" in verdict.reason
 
 
 def test_ratio_of_interleaved_samples():

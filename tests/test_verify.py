@@ -139,6 +139,17 @@ def test_a_layer_that_computes_otherwise_is_named(bundle_copy, file, node, first
     assert f"the first layer that differs is {first} " in detail
 
 
+def test_int8_that_is_float_inside_is_found_out(bundle_copy, digits):
+    """The file says int8 and holds the FP32 graph: the same answers, and not what was asked."""
+    (bundle_copy / "model.int8.onnx").write_bytes((bundle_copy / "model.fp32.onnx").read_bytes())
+    rehash(bundle_copy, "model.int8.onnx")
+    found = verify_bundle(bundle_copy, digits, limit=20, max_drop=100)
+    int8 = found.variants[2]
+    assert int8.achieved["macs"] == {"float32": 1.0}
+    assert int8.verdict.status == "failed"
+    assert "int8 was asked for" in int8.verdict.reason
+
+
 def test_a_softmax_that_computes_otherwise_is_the_output(bundle_copy):
     model = ir.load(bundle_copy / "model.fp32.onnx")
     (softmax,) = [n for n in model.graph if n.op_type == "Softmax"]

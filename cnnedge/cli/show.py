@@ -95,14 +95,15 @@ def show_verification(found: Any) -> None:
                 None if c is None else f"{c.max_abs_diff:.1e}",
                 None if c is None else "{:+.2f} [{:+.2f}, {:+.2f}]".format(c.drop, *c.interval),
                 _share(v.achieved.get("macs", {})),
+                _share(v.achieved.get("weights", {})),
                 None if v.verdict is None else v.verdict.status,
             )
         )
     headers = (
         *("variant", "ran on", "self-test", "top-1", "top-5", "agree", "max |Δp|", "drop [95 %]"),
-        *("MACs in", "gate"),
+        *("MACs in", "weights in", "gate"),
     )
-    print_table(headers, rows, left=(0, 1, 2, 8, 9))
+    print_table(headers, rows, left=(0, 1, 2, 8, 9, 10))
     for v in found.variants:
         if v.selftest is not None and v.selftest.stage is not None:
             click.echo(f"{v.name}: {v.selftest.stage} diverged: {v.selftest.detail}")
