@@ -102,7 +102,27 @@ def preactivation_cnn():
     return keras.Model(image, layers.Dense(4, activation="softmax")(x), name="preactivation")
 
 
+def squeezing_cnn():
+    """MobileNetV3's parts: hard-swish, squeeze-and-excite, uneven padding, a captured mean."""
+    image = keras.Input((40, 40, 3))
+    x = layers.Normalization(mean=[0.4, 0.5, 0.6], variance=[0.04, 0.05, 0.06])(image)
+    x = layers.Conv2D(16, 3, strides=2, padding="same", use_bias=False)(x)
+    x = layers.Activation("hard_swish")(layers.BatchNormalization()(x))
+    for k in range(2):
+        y = layers.ZeroPadding2D(((0, 1), (1, 2)))(x)
+        y = layers.DepthwiseConv2D(3, use_bias=False, name=f"dw{k}")(y)
+        y = layers.ReLU()(layers.BatchNormalization()(y))
+        s = layers.GlobalAveragePooling2D(keepdims=True)(y)
+        s = layers.Conv2D(8, 1, activation="relu", name=f"squeeze{k}")(s)
+        s = layers.Conv2D(16, 1, activation="hard_sigmoid", name=f"excite{k}")(s)
+        y = layers.Activation("hard_swish")(layers.Multiply()([y, s]))
+        x = layers.Conv2D(16, 1, name=f"mix{k}")(layers.Concatenate()([y, y]))
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(image, layers.Dense(5, activation="softmax")(x), name="squeezing")
+
+
 CASES = {
+    "squeezing": (squeezing_cnn, 40, 40, "unit"),
     "plain": (plain_cnn, 32, 32, "unit"),
     "residual": (residual_cnn, 48, 40, "caffe"),
     "preactivation": (preactivation_cnn, 32, 32, "none"),
@@ -237,6 +257,14 @@ def test_the_streamed_file_is_the_one_that_onnx_writes(tmp_path):
     for proto in (ours, theirs):
         del proto.graph.initializer[:], proto.graph.value_info[:]
     assert ours == theirs
+
+
+def test_an_operation_that_onnx_lacks_is_named():
+    image = keras.Input((8, 8, 3))
+    x = layers.Lambda(lambda t: keras.ops.fft2((t, t))[0])(image)
+    model = keras.Model(image, layers.Dense(3)(layers.Flatten()(x)))
+    with pytest.raises(ModelError, match="tf2onnx cannot convert"):
+        export(model, 8, 8)
 
 
 def test_fp16_names_the_weights_it_clips():

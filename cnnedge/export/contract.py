@@ -15,7 +15,7 @@ import numpy as np
 
 from cnnedge import __version__
 from cnnedge.errors import ModelError
-from cnnedge.export.fold import NHWC_TO_NCHW
+from cnnedge.export.layout import NHWC_TO_NCHW
 from cnnedge.graph.edit import (
     attribute_ints,
     initializer,

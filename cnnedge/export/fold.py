@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnedge.export.layout import NCHW_TO_NHWC, keep_nchw
 from cnnedge.export.trace import Skeleton
 from cnnedge.graph.edit import (
     attribute_ints,
@@ -23,9 +24,6 @@ from cnnedge.graph.edit import (
     required_constant,
     single_consumer,
 )
-
-NCHW_TO_NHWC = [0, 2, 3, 1]
-NHWC_TO_NCHW = [0, 3, 1, 2]
 
 
 def fold(skeleton: Skeleton) -> Any:
@@ -39,6 +37,8 @@ def fold(skeleton: Skeleton) -> Any:
     bind_weights(model, skeleton.weights)
     fold_constants(model)
     fold_batch_norm(model)
+    keep_nchw(model)
+    fold_padding(model)
     fold_scale_and_shift(model)
     name_pooling(model)
     fold_flatten(model)
@@ -110,6 +110,31 @@ def fold_batch_norm(model: Any) -> None:
         )
         shifted = _reshaped(model, f"{name}/shift", beta - mean * scale, spatial)
         _insert_after(model, scaled, "Add", shifted)
+
+
+def fold_padding(model: Any) -> None:
+    """Fold a Pad with zeros around the image into the convolution that alone follows it."""
+    import onnx_ir as ir
+
+    for pad in main_nodes(model, "Pad"):
+        conv, pads = single_consumer(pad.outputs[0]), constant(pad.inputs[1])
+        value = constant(pad.inputs[2]) if len(pad.inputs) > 2 else None
+        mode = pad.attributes["mode"].as_string() if "mode" in pad.attributes else "constant"
+        is_zero = mode == "constant" and (value is None or not np.any(value))
+        if conv is None or conv.op_type != "Conv" or pads is None or pads.size != 8 or not is_zero:
+            continue
+        around = pads.reshape(2, 4)
+        explicit = "auto_pad" not in conv.attributes or (
+            conv.attributes["auto_pad"].as_string() in {"NOTSET", "VALID"}
+        )
+        if around[:, :2].any() or (around < 0).any() or not explicit:
+            continue
+        own = attribute_ints(conv, "pads") or [0, 0, 0, 0]
+        total = (around[:, 2:].reshape(-1) + own).tolist()
+        conv.attributes.pop("auto_pad", None)
+        conv.attributes["pads"] = ir.AttrInt64s("pads", [int(p) for p in total])
+        conv.replace_input_with(0, pad.inputs[0])
+        erase(model, pad)
 
 
 def fold_scale_and_shift(model: Any) -> None:

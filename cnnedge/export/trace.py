@@ -85,6 +85,9 @@ def trace(model: Any, height: int, width: int) -> Skeleton:
     function = tf.function(forward, autograph=False, input_signature=signature)
     with _quiet_tf2onnx() as messages:
         try:
+            # What the model holds beside its variables (a Normalization layer's mean, say) is
+            # captured by the function and comes out as further inputs.
+            captures = function.get_concrete_function(*signature).graph.captures
             proto, _ = tf2onnx.convert.from_function(
                 function, input_signature=signature, opset=TRACE_OPSET
             )
@@ -93,11 +96,25 @@ def trace(model: Any, height: int, width: int) -> Skeleton:
                 f"tf2onnx cannot convert {model.name!r}: {messages or _first_line(error)}",
                 fix="replace the operation it names by one that ONNX has",
             ) from error
+    _require_known_operations(proto, model.name)
     # Through a tensor, numpy sees TF's own memory; a variable's .numpy() would copy it.
     weights = {
         f"{WEIGHT}{k}": np.asarray(tf.convert_to_tensor(v.value)) for k, v in enumerate(large)
     }
+    weights |= {placeholder.name: np.asarray(tensor) for tensor, placeholder in captures}
     return Skeleton(proto, weights, frozenset(_layer_names(model)))
+
+
+def _require_known_operations(proto: Any, name: str) -> None:
+    """Refuse a graph in which tf2onnx left an operation as TensorFlow's."""
+    import onnx
+
+    for node in proto.graph.node:
+        if not onnx.defs.has(node.op_type, node.domain):
+            raise ModelError(
+                f"tf2onnx cannot convert {name!r}: ONNX has no {node.op_type} ({node.name})",
+                fix="replace the layer that it comes from",
+            )
 
 
 def classifier_shape(model: Any) -> tuple[int | None, int | None, int, int]:
