@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ import numpy as np
 
 from cnnedge.bundle import open_bundle
 from cnnedge.image import normalize
-from cnnedge.machine import this_machine, tool_versions
+from cnnedge.machine import Machine, this_machine, tool_versions
 from cnnedge.progress import Progress, silent
-from cnnedge.result import Measurement, ratio_interval
+from cnnedge.result import Measurement, Recommendation, ratio_interval, recommend
 from cnnedge.runtime import open_variant
 
 WARM_UP_SECONDS = 0.5
@@ -38,16 +38,24 @@ class Benchmark:
             probabilities out; no decoding, no resizing.
         baseline: The contestant that ratios are quoted against.
         environment: Machine, versions, threads, and what is timed.
+        precisions: Of those that are variants of the bundle, by name.
     """
 
     measurements: tuple[Measurement, ...]
     baseline: str
     environment: Mapping[str, Any]
+    precisions: Mapping[str, str] = field(default_factory=dict)
 
     def speed_up(self, name: str) -> tuple[float, float, float]:
         """Return how many times faster than the baseline, and the ratio's 95 % interval."""
         samples = {m.name: m.samples for m in self.measurements}
         return ratio_interval(samples[name], samples[self.baseline])
+
+    def recommend(self, name: str, precision: str) -> Recommendation:
+        """Apply the speed gate to a variant of this bundle, measured here or not."""
+        samples = {m.name: m.samples for m in self.measurements}
+        lacks = lacking(precision, this_machine())
+        return recommend(precision, samples.get(name), samples.get("fp32"), lacks)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON-able data, raw samples included."""
@@ -55,7 +63,11 @@ class Benchmark:
         for measurement in self.measurements:
             ratio, low, high = self.speed_up(measurement.name)
             speed_up = {"ratio": ratio, "interval": [low, high], "against": self.baseline}
-            rows.append(measurement.to_dict() | {"speed_up": speed_up})
+            row = measurement.to_dict() | {"speed_up": speed_up}
+            if measurement.name in self.precisions:
+                found = self.recommend(measurement.name, self.precisions[measurement.name])
+                row["recommendation"] = asdict(found)
+            rows.append(row)
         return {
             "scenario": "single-stream",
             "batch": 1,
@@ -136,7 +148,17 @@ def bench_bundle(
         answer = open_variant(bundle, variant, threads=threads)
         contestants[variant.name] = lambda answer=answer: answer(feed)  # type: ignore[misc]
     measured = measure_interleaved(contestants, seconds=seconds, progress=progress)
-    return Benchmark(tuple(measured), next(iter(contestants)), environment(threads))
+    precisions = {v.name: v.precision for v in manifest.variants if v.name in contestants}
+    return Benchmark(tuple(measured), next(iter(contestants)), environment(threads), precisions)
+
+
+def lacking(precision: str, machine: Machine) -> str | None:
+    """Return what a CPU lacks for a precision to be fast on it, in words; None: nothing."""
+    if precision == "int8" and not machine.has_int8_dot_product:
+        return "this CPU has no int8 dot product such as VNNI"
+    if precision == "fp16" and not machine.has_fp16_arithmetic:
+        return "this CPU has no FP16 arithmetic: it is emulated in FP32"
+    return None
 
 
 def environment(threads: int | None) -> dict[str, Any]:

@@ -47,6 +47,8 @@ class Variant:
         verdict: A `Verdict` as data, or None.
         provider: The ONNX Runtime provider that really gave those answers.
         latency: A `Measurement` as data (single stream, batch 1), or None.
+        quantization: How it was quantized and what was tried, or None where it was not.
+        recommendation: A `Recommendation` for the machine of the export as data, or None.
     """
 
     name: str
@@ -60,6 +62,13 @@ class Variant:
     verdict: Mapping[str, Any] | None = None
     provider: str | None = None
     latency: Mapping[str, Any] | None = None
+    quantization: Mapping[str, Any] | None = None
+    recommendation: Mapping[str, Any] | None = None
+
+    @property
+    def recommended(self) -> bool:
+        """Whether it beat its higher-precision sibling on the machine of the export."""
+        return self.recommendation is not None and bool(self.recommendation.get("recommended"))
 
     @property
     def verified(self) -> bool:

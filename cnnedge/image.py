@@ -139,6 +139,12 @@ def normalize(batch: np.ndarray, normalization: str) -> np.ndarray:
     return values
 
 
+def value_range(normalization: str) -> tuple[float, float]:
+    """Return the lowest and the highest value that `normalize` can give."""
+    ends = normalize(np.array([0, 255], np.uint8).reshape(2, 1, 1, 1).repeat(3, -1), normalization)
+    return float(ends.min()), float(ends.max())
+
+
 def decode(source: ImageSource, contract: ImageContract | None = None) -> PillowImage:
     """Return an image upright, in 8-bit RGB, first frame, transparency laid on white.
 

@@ -58,6 +58,11 @@ class Machine:
         """Whether int8 products are summed by one instruction, without saturating."""
         return any(name in _DOT_PRODUCT for name in self.isa)
 
+    @property
+    def has_fp16_arithmetic(self) -> bool:
+        """Whether ONNX Runtime computes in FP16 on it: on Arm with half precision alone."""
+        return "asimdhp" in self.isa
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON-able data."""
         return asdict(self) | {"isa": list(self.isa)}

@@ -14,7 +14,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("pydantic", "export", purpose="exporting") from error
 
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "int8", "int8-weight", "int4-weight"]
 
 
 class Recipe(BaseModel):
@@ -25,6 +25,8 @@ class Recipe(BaseModel):
         data: A data source: "digits", "signs", "signs:N" or a folder; None: the one the model was
             trained on, or the embedded digits for a built-in model without trained weights.
         precision: What to build. FP32 is always built: the others are derived from it.
+            "int8-weight" and "int4-weight" store the dense layers' weights in so many bits, block
+            by block, and compute the rest in FP32.
         max_drop: The largest top-1 drop to the Keras reference that passes, in points.
         input: "uint8" (scaling in the graph) or "float32" (the Keras signature).
         preprocess: What the network wants of its pixels; None: as the `.keras` file notes.
@@ -33,6 +35,8 @@ class Recipe(BaseModel):
         image_size: ``(height, width)``, for a built-in model or one that leaves it open.
         classes: Number of classes of a built-in model without trained weights.
         calibration_images: At most so many images give the activation ranges.
+        calibration: How the part of an activation's range is chosen that is kept.
+        guard: Whether an INT8 variant that fails its gate is worked on until it holds.
         test_images: At most so many images are verified on; None: the whole test split, or 32
             where the weights are random.
         bench_seconds: About how long the latencies are measured, warm-up aside.
@@ -52,6 +56,8 @@ class Recipe(BaseModel):
     image_size: tuple[int, int] | None = None
     classes: int = Field(1000, ge=2)
     calibration_images: int = Field(128, ge=1)
+    calibration: Literal["minmax", "percentile", "entropy", "mse"] = "minmax"
+    guard: bool = True
     test_images: int | None = Field(None, ge=1)
     bench_seconds: float = Field(8.0, gt=0)
     seed: int = 0

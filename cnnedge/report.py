@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from cnnedge.benchmark import Benchmark
@@ -27,6 +28,8 @@ def variant_rows(manifest: Manifest) -> list[dict[str, Any]]:
             "reason": "",
             "int8_macs": None,
             "is_speed": True,
+            "recommended": None,
+            "advice": "",
         }
     ]
     rows += [_variant_row(variant, keras_ms, trained) for variant in manifest.variants]
@@ -36,8 +39,9 @@ def variant_rows(manifest: Manifest) -> list[dict[str, Any]]:
 def _variant_row(variant: Variant, keras_ms: float | None, trained: bool) -> dict[str, Any]:
     accuracy, verdict = variant.accuracy or {}, variant.verdict or {}
     median = (variant.latency or {}).get("median_ms")
-    # FP16 and the TensorRT graph run on the CPU for their answers; their speed there is emulation.
-    is_speed = variant.precision != "fp16" and variant.target != "trt"
+    # The TensorRT graph runs on the CPU for its answers; its speed there is emulation.
+    is_speed = variant.target != "trt"
+    speed = variant.recommendation or {}
     return {
         "name": variant.name,
         "title": _TITLES.get(variant.name, variant.name),
@@ -53,7 +57,37 @@ def _variant_row(variant: Variant, keras_ms: float | None, trained: bool) -> dic
         "reason": verdict.get("reason", ""),
         "int8_macs": variant.achieved.get("macs", {}).get("int8"),
         "is_speed": is_speed,
+        "recommended": speed.get("recommended"),
+        "advice": speed.get("reason", ""),
     }
+
+
+def attempts(manifest: Manifest) -> list[dict[str, Any]]:
+    """Return what was tried for each variant that failed its gate at first, for the page."""
+    found = []
+    for variant in manifest.variants:
+        record = variant.quantization or {}
+        if record.get("attempts"):
+            found.append({"title": _TITLES.get(variant.name, variant.name), **record})
+    return found
+
+
+def convergence_points(manifest: Manifest) -> list[dict[str, float]]:
+    """Return the scale-convergence curve in the coordinates of a 100 × 40 picture.
+
+    Across: images, logarithmic. Upward: the largest change of any scale, 0…20 % and beyond.
+    """
+    curve = manifest.calibration.get("convergence", ())
+    last = math.log2(max((point["images"] for point in curve), default=1)) or 1.0
+    return [
+        {
+            "x": 100 * math.log2(point["images"]) / last,
+            "largest": 40 - 200 * min(point["largest_change"], 0.2),
+            "median": 40 - 200 * min(point["median_change"], 0.2),
+            **point,
+        }
+        for point in curve
+    ]
 
 
 def render_report(manifest: Manifest, bench: Benchmark) -> str:
@@ -66,7 +100,12 @@ def render_report(manifest: Manifest, bench: Benchmark) -> str:
     rows = variant_rows(manifest)
     slowest = max((row["median_ms"] or 0.0 for row in rows), default=0.0)
     return environment.get_template("report.html").render(
-        m=manifest, rows=rows, bench=bench.to_dict(), slowest=slowest or 1.0
+        m=manifest,
+        rows=rows,
+        bench=bench.to_dict(),
+        slowest=slowest or 1.0,
+        attempts=attempts(manifest),
+        curve=convergence_points(manifest),
     )
 
 
@@ -75,4 +114,6 @@ _TITLES = {
     "fp16": "FP16",
     "int8": "INT8 for CPUs",
     "int8-trt": "INT8 for TensorRT",
+    "int8-weight": "INT8 weights",
+    "int4-weight": "INT4 weights",
 }

@@ -141,6 +141,50 @@ class Verdict:
         return self.status == "failed"
 
 
+@dataclass(frozen=True)
+class Recommendation:
+    """Whether a variant is worth running on the machine that measured it.
+
+    Attributes:
+        recommended: It beats its higher-precision sibling by `SPEED_GATE`, or is FP32 itself.
+        reason: One sentence.
+        against: The sibling's name, or None.
+        ratio: The sibling's median latency over its own, or None where nothing was measured.
+        interval: The ratio's 95 % interval.
+    """
+
+    recommended: bool
+    reason: str
+    against: str | None = None
+    ratio: float | None = None
+    interval: tuple[float, float] | None = None
+
+
+def recommend(
+    precision: str, own: Sequence[float] | None, sibling: Sequence[float] | None, lacks: str | None
+) -> Recommendation:
+    """Apply the speed gate.
+
+    Args:
+        precision: The variant's: "fp32", "fp16", "int8" …
+        own: Its latencies, seconds, measured interleaved with the sibling's; None where it was not
+            measured on this machine.
+        sibling: The FP32 variant's.
+        lacks: What this machine lacks for the precision to be fast, in words, or None.
+    """
+    if precision == "fp32":
+        return Recommendation(True, "what the others are held against")
+    if own is None or sibling is None:
+        return Recommendation(False, "written for other runtimes: not measured on this machine")
+    ratio, low, high = ratio_interval(own, sibling)
+    measured = f"{ratio:.2f}× the speed of fp32 [{low:.2f}, {high:.2f}]"
+    if ratio >= SPEED_GATE and low > 1.0:
+        return Recommendation(True, measured, "fp32", ratio, (low, high))
+    why = f" ({lacks})" if lacks else ""
+    reason = f"{measured}, and {SPEED_GATE:.2f}× is asked{why}"
+    return Recommendation(False, reason, "fp32", ratio, (low, high))
+
+
 def compare(answers: np.ndarray, reference: np.ndarray, targets: np.ndarray) -> Comparison:
     """Hold a variant's answers against the reference's.
 
@@ -171,7 +215,7 @@ def judge(
     precision: str,
     max_drop: float,
     trained: bool,
-    achieved: Mapping[str, float],
+    achieved: Mapping[str, Mapping[str, float]],
 ) -> Verdict:
     """Apply the gates to a comparison.
 
@@ -180,12 +224,14 @@ def judge(
         precision: "fp32", "fp16" or "int8": the first two also have a parity limit.
         max_drop: The largest top-1 drop allowed, in points.
         trained: Whether the weights are: with random ones accuracy is not judged.
-        achieved: The share of MACs per data type, read from the graph.
+        achieved: The share of MACs and of weights per data type, read from the graph.
     """
-    asked = DATA_TYPES[precision]
-    if achieved.get(asked, 0.0) < LEAST_ACHIEVED:
-        built = ", ".join(f"{share:.0%} {name}" for name, share in achieved.items()) or "nothing"
-        return Verdict("failed", f"{precision} was asked for, and the graph computes in {built}")
+    asked, kind = DATA_TYPES[precision], "weights" if precision in WEIGHT_ONLY else "macs"
+    shares = achieved.get(kind, {})
+    if shares.get(asked, 0.0) < LEAST_ACHIEVED:
+        built = ", ".join(f"{share:.0%} {name}" for name, share in shares.items()) or "nothing"
+        does = "stores its weights" if kind == "weights" else "computes"
+        return Verdict("failed", f"{precision} was asked for, and the graph {does} in {built}")
     limit = PARITY.get(precision)
     if limit is not None and not comparison.max_abs_diff <= limit:
         return Verdict(
@@ -210,7 +256,16 @@ def judge(
 PARITY = {"fp32": 1e-5, "fp16": 2e-3}
 # A variant that bears a precision's name computes at least so much of its MACs in it.
 LEAST_ACHIEVED = 0.5
-DATA_TYPES = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
+DATA_TYPES = {
+    "fp32": "float32",
+    "fp16": "float16",
+    "int8": "int8",
+    "int8-weight": "int8",
+    "int4-weight": "int4",
+}
+# Weight-only variants store in that type and compute in another: their weights are what counts.
+WEIGHT_ONLY = frozenset({"int8-weight", "int4-weight"})
+SPEED_GATE = 1.02  # times faster than its sibling that a variant must be to be recommended
 
 
 def paired_interval(lost: int, won: int, n: int) -> tuple[float, float]:

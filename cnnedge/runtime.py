@@ -172,8 +172,8 @@ def _import_ahead() -> None:
 def choose(bundle: Bundle, name: str | None = None) -> Choice:
     """Pick the variant to run on this machine's CPU, and say why.
 
-    Of the verified variants: the fastest as measured, where the bundle was measured on this very
-    CPU model; else INT8 if this CPU has an int8 dot product, else FP32.
+    Of the verified variants: where the bundle was measured on this very CPU model, the fastest that
+    its speed gate recommends; else INT8 if this CPU has an int8 dot product, else FP32.
 
     Raises:
         BundleError: there is no such variant, or none was verified.
@@ -187,7 +187,7 @@ def choose(bundle: Bundle, name: str | None = None) -> Choice:
             f"no variant of {bundle.root} was verified", fix="run `cnnedge verify` on it first"
         )
     machine = this_machine()
-    timed = [v for v in fit if v.latency is not None]
+    timed = [v for v in fit if v.latency is not None and v.recommended]
     if timed and manifest.machine.get("cpu") == machine.cpu:
         best = min(timed, key=lambda v: v.latency["median_ms"] if v.latency else 0.0)
         return Choice(best, f"the fastest as measured on this CPU model ({machine.cpu})")

@@ -131,6 +131,7 @@ def verify_bundle(
                 fix="verify on data with the same classes in the same order",
             )
         split = dataset.test if limit is None else dataset.test.take(limit, seed=0)
+        _refuse_calibration_images(manifest, split)
         expected = None if reference is not None else _recorded(bundle, split)
         against = "Keras" if reference is not None else "Keras, as recorded at export"
         if reference is None and expected is None:
@@ -150,7 +151,7 @@ def verify_bundle(
                 precision=v.precision,
                 max_drop=allowed,
                 trained=trained,
-                achieved=achieved.get("macs", {}),
+                achieved=achieved,
             )
         reports.append(
             VariantReport(
@@ -209,6 +210,17 @@ def compare_variants(
     right = np.concatenate(theirs) if expected is None else expected
     compared = {name: compare(np.concatenate(a), right, truth) for name, a in answers.items()}
     return compared, right
+
+
+def _refuse_calibration_images(manifest: Manifest, split: Split) -> None:
+    """Refuse test images that the bundle's scales were taken from."""
+    known = set(manifest.calibration.get("image_sha256", ()))
+    for index, digest in enumerate(split.item_digests() if known else ()):
+        if digest.hex() in known:
+            raise DataError(
+                f"the test {split.name_of(index)} is one that {manifest.name} was calibrated on",
+                fix="verify on images that the export did not see, or with its own --seed",
+            )
 
 
 def _fingerprint(bundle: Bundle, name: str, tensors: np.ndarray) -> Fingerprints:

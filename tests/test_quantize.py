@@ -20,7 +20,8 @@ from cnnedge.quantize import (
     CPU,
     CPU_REDUCED,
     TRT,
-    collect_ranges,
+    calibrate,
+    choose_ranges,
     contract_violations,
     make_plan,
     quantize,
@@ -38,7 +39,11 @@ def toy_graph(toy_model):
 
 def quantized(graph, target, batches, tmp_path):
     plan = make_plan(graph, target)
-    return quantize(graph, plan, collect_ranges(graph, plan.tensors, batches, tmp_path))
+    return quantize(graph, plan, ranges_of(graph, plan, batches, tmp_path))
+
+
+def ranges_of(graph, plan, batches, folder, method="minmax"):
+    return choose_ranges(calibrate(graph, plan.tensors, batches, folder), plan, method)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +112,7 @@ def test_the_head_stays_float(toy_graph):
 def test_layers_can_be_kept_float(toy_graph, digits, digit_contract, tmp_path):
     plan = make_plan(toy_graph, CPU, keep_float=frozenset({"conv2"}))
     batches = [batch for batch, _ in digits.calibration.batches(digit_contract, 64)]
-    model = quantize(toy_graph, plan, collect_ranges(toy_graph, plan.tensors, batches, tmp_path))
+    model = quantize(toy_graph, plan, ranges_of(toy_graph, plan, batches, tmp_path))
     shares = achieved_precision(model.model)
     all_int8 = achieved_precision_of(toy_graph, digits, digit_contract, tmp_path)
     assert 0 < shares["macs"]["int8"] < all_int8["macs"]["int8"]
@@ -312,7 +317,7 @@ def test_a_bias_far_larger_than_its_weights_still_fits(tmp_path):
 
 def test_no_images_is_refused(toy_graph, tmp_path):
     with pytest.raises(DataError, match="no images"):
-        collect_ranges(toy_graph, ["conv1"], [], tmp_path)
+        calibrate(toy_graph, ["conv1"], [], tmp_path)
 
 
 def test_a_nan_is_named(toy_model, tmp_path):
@@ -324,7 +329,7 @@ def test_a_nan_is_named(toy_model, tmp_path):
     graph = export(broken, 32, 32).model
     plan = make_plan(graph, CPU)
     with pytest.raises(ModelError, match=r"conv2.*not finite"):
-        collect_ranges(graph, plan.tensors, [images(32, 32)], tmp_path)
+        calibrate(graph, plan.tensors, [images(32, 32)], tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

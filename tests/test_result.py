@@ -94,7 +94,7 @@ def test_gate(found, precision, trained, status):
         precision=precision,
         max_drop=0.5,
         trained=trained,
-        achieved={DATA_TYPES[precision]: 0.99},
+        achieved={"macs": {DATA_TYPES[precision]: 0.99}},
     )
     assert verdict.status == status
 
@@ -102,7 +102,11 @@ def test_gate(found, precision, trained, status):
 def test_int8_that_computes_in_float_fails():
     for achieved in ({"float32": 1.0}, {"int8": 0.2, "float32": 0.8}, {}):
         verdict = judge(
-            comparison(), precision="int8", max_drop=0.5, trained=True, achieved=achieved
+            comparison(),
+            precision="int8",
+            max_drop=0.5,
+            trained=True,
+            achieved={"macs": achieved, "weights": {"int8": 1.0}},
         )
         assert verdict.failed
         assert "int8 was asked for" in verdict.reason

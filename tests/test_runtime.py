@@ -17,6 +17,7 @@ from test_bundle import edit_manifest
 import cnnedge
 from cnnedge import runtime
 from cnnedge.backends.onnxruntime import open_session
+from cnnedge.bundle import open_bundle
 from cnnedge.errors import BackendError, BundleError, ImageError
 from cnnedge.machine import Machine
 
@@ -78,14 +79,30 @@ def machine(cpu="another", isa=()):
     return Machine(cpu, 2, tuple(isa), 8.0, "Linux x86_64")
 
 
-def test_the_fastest_verified_is_chosen_where_it_was_measured(toy_bundle, monkeypatch):
-    measured_on = toy_bundle.manifest.machine["cpu"]
+@pytest.mark.parametrize(
+    ("milliseconds", "recommended", "expected"),
+    [
+        ({"fp32": 3.0, "fp16": 6.0, "int8": 1.0}, {"fp32", "int8"}, "int8"),
+        ({"fp32": 3.0, "fp16": 6.0, "int8": 4.0}, {"fp32"}, "fp32"),
+        ({"fp32": 3.0, "fp16": 6.0, "int8": 2.99}, {"fp32"}, "fp32"),  # faster, not by enough
+    ],
+)
+def test_the_fastest_recommended_is_chosen_where_it_was_measured(
+    bundle_copy, monkeypatch, milliseconds, recommended, expected
+):
+    def time_it(fields):
+        for variant in fields["variants"]:
+            if variant["name"] in milliseconds:
+                variant["latency"]["median_ms"] = milliseconds[variant["name"]]
+            advice = {"recommended": variant["name"] in recommended, "reason": "made up"}
+            variant["recommendation"] = advice
+
+    edit_manifest(bundle_copy, time_it)
+    bundle = open_bundle(bundle_copy)
+    measured_on = bundle.manifest.machine["cpu"]
     monkeypatch.setattr(runtime, "this_machine", lambda: machine(measured_on))
-    latencies = {
-        v.name: v.latency["median_ms"] for v in toy_bundle.manifest.variants if v.target != "trt"
-    }
-    choice = runtime.choose(toy_bundle)
-    assert choice.variant.name == min(latencies, key=latencies.get)
+    choice = runtime.choose(bundle)
+    assert choice.variant.name == expected
     assert "as measured on this CPU model" in choice.reason
 
 

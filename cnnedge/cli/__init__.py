@@ -161,7 +161,9 @@ def train_command(
     "-o", "--out", type=click.Path(path_type=Path), help="Bundle folder; default: ./MODEL"
 )
 @click.option("--data", "source", help=_SOURCE + " Default: what the model was trained on.")
-@click.option("--precision", help="Of fp32,fp16,int8; default: all three.")
+@click.option(
+    "--precision", help="Of fp32,fp16,int8,int8-weight,int4-weight; default: the first three."
+)
 @click.option("--max-drop", type=click.FloatRange(0, 100), help="Gate, in points of top-1. [0.5]")
 @click.option(
     "--input",
@@ -178,6 +180,14 @@ def train_command(
 @click.option("--image-size", metavar="H,W", help="Input size, where the model leaves it open.")
 @click.option("--classes", type=click.IntRange(2), help="Of a built-in model without weights.")
 @click.option("--calibration-images", type=click.IntRange(1), help="At most this many. [128]")
+@click.option(
+    "--calibration",
+    type=click.Choice(["minmax", "percentile", "entropy", "mse"]),
+    help="How INT8 scales are chosen at first. [minmax]",
+)
+@click.option(
+    "--no-guard", is_flag=True, help="Leave an INT8 variant that fails its gate as it is."
+)
 @click.option("--test-images", type=click.IntRange(1), help="At most this many. [all]")
 @click.option("--seed", type=int, help="Of weights, splits and subsets. [0]")
 @click.option("--force", is_flag=True, help="Replace the bundle if it exists.")
@@ -189,6 +199,7 @@ def export_command(
     input_dtype: str | None,
     labels: Path | None,
     image_size: str | None,
+    no_guard: bool,
     force: bool,
     as_json: bool,
     **others: Any,
@@ -204,6 +215,8 @@ def export_command(
       model.fp16.onnx      half the size, for GPUs and NPUs
       model.int8.onnx      a quarter of the size, for CPUs
       model.int8-trt.onnx  the same for TensorRT
+      model.int8-weight.onnx, model.int4-weight.onnx
+                           where asked for: dense layers' weights in 8 or 4 bits
       labels.txt, manifest.json, selftest/, report.html
 
     \b
@@ -212,7 +225,10 @@ def export_command(
 
     A gate decides whether a variant is good enough: its top-1 may drop by at most --max-drop
     points against Keras on the same test images, FP32 and FP16 must also keep their probabilities
-    (1e-5, 2e-3). If one fails, the bundle is written, says so, and the exit code is 3.
+    (1e-5, 2e-3). An INT8 variant that fails is worked on: other calibration methods, cross-layer
+    equalisation, bias correction, and last its most sensitive layers in higher precision; the
+    report lists what was tried. If a gate fails in the end, the bundle is written, says so, and
+    the exit code is 3.
     """  # noqa: D301 - click's mark for "leave these lines as they are" is the character itself
     from cnnedge.recipe import make_recipe, read_recipe
 
@@ -227,6 +243,7 @@ def export_command(
         "input": input_dtype,
         "labels": None if labels is None else str(labels),
         "image_size": _size(image_size),
+        "guard": False if no_guard else None,
         **others,
     }
     chosen = {key: value for key, value in options.items() if value is not None}

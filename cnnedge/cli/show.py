@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -74,7 +75,27 @@ def show_bundle(bundle: Any) -> None:
     print_table(headers, rows, left=(0, 7))
     machine = bundle.manifest.machine
     click.echo(f"{machine['cpu']}, {machine['cores']} cores; batch 1")
+    for variant in bundle.manifest.variants:
+        for line in attempt_lines(variant.quantization or {}):
+            click.echo(f"{variant.name}: {line}")
+        found = variant.recommendation or {}
+        if found and not found["recommended"]:
+            click.echo(f"{variant.name}: not recommended here: {found['reason']}")
     click.echo(f"bundle: {bundle.root}   report: {bundle.path('report.html')}")
+
+
+def attempt_lines(quantization: Mapping[str, Any]) -> list[str]:
+    """Return one line for each thing that was tried to make INT8 hold its gate."""
+    lines = []
+    for index, attempt in enumerate(quantization.get("attempts", ())):
+        low, high = attempt["drop_interval_points"]
+        int8 = attempt["achieved"]["macs"].get("int8", 0.0)
+        kept = " (kept)" if index == quantization["chosen"] else ""
+        lines.append(
+            f"{attempt['detail']}: drop {attempt['drop_points']:+.2f} [{low:+.2f}, {high:+.2f}], "
+            f"{int8:.1%} of MACs int8: {attempt['status']}{kept}"
+        )
+    return lines
 
 
 def show_verification(found: Any) -> None:
@@ -140,4 +161,8 @@ def show_benchmark(found: Any) -> None:
     print_table(("variant", "p50", "p90", "p99", "n", f"against {found.baseline} [95 %]"), rows)
     e = found.environment
     click.echo(f"{e['machine']['cpu']}, {e['threads']} threads, batch 1; timed: {e['timed']}")
-    click.echo("FP16 runs on a CPU by emulation: no speed is claimed for it")
+    for name, precision in found.precisions.items():
+        speed = found.recommend(name, precision)
+        if precision != "fp32":
+            verdict = "recommended here" if speed.recommended else "not recommended here"
+            click.echo(f"{name}: {verdict}: {speed.reason}")

@@ -85,10 +85,19 @@ class Split:
     def digest(self) -> str:
         """Return the SHA-256 of the images' content and classes, in order."""
         digest = hashlib.sha256()
-        for item, target in zip(self.items, self.targets, strict=True):
-            digest.update(item_digest(item))
+        for item, target in zip(self.item_digests(), self.targets, strict=True):
+            digest.update(item)
             digest.update(int(target).to_bytes(8, "little"))
         return digest.hexdigest()
+
+    def item_digests(self) -> Iterator[bytes]:
+        """Yield the SHA-256 of each image's content."""
+        return map(item_digest, self.items)
+
+    def name_of(self, index: int) -> str:
+        """Return what a message calls the image at ``index``: its file, or its place."""
+        item = self.items[index]
+        return f"image {index}" if isinstance(item, np.ndarray) else str(item)
 
 
 @dataclass(frozen=True)
@@ -136,6 +145,22 @@ def item_digest(item: Any) -> bytes:
         return hashlib.sha256(f"{item.shape}".encode() + item.tobytes()).digest()
     with open(Path(item), "rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
+
+
+def refuse_overlap(calibration: Split, test: Split) -> None:
+    """Refuse calibration images that accuracy is measured on as well, by their content.
+
+    Raises:
+        DataError: there is one; the message names it in both splits.
+    """
+    places = {digest: index for index, digest in enumerate(calibration.item_digests())}
+    for index, digest in enumerate(test.item_digests()):
+        if digest in places:
+            raise DataError(
+                f"the calibration {calibration.name_of(places[digest])} is also the test "
+                f"{test.name_of(index)}",
+                fix="remove the duplicate: accuracy on images that set the scales proves nothing",
+            )
 
 
 def stratified(targets: np.ndarray, shares: Sequence[float], seed: int) -> tuple[np.ndarray, ...]:

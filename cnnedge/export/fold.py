@@ -173,6 +173,8 @@ def fold_scale_and_shift(model: Any) -> None:
 
 def name_pooling(model: Any) -> None:
     """Write a mean or maximum over both spatial axes as the pooling that runtimes know."""
+    import onnx_ir as ir
+
     pools = {"ReduceMean": "GlobalAveragePool", "ReduceMax": "GlobalMaxPool"}
     for node in main_nodes(model, *pools):
         axes = attribute_ints(node, "axes")
@@ -194,7 +196,8 @@ def name_pooling(model: Any) -> None:
         if not keep:
             flat = pool.outputs[0].shape
             _insert_after(model, pool, "Flatten", None).outputs[0].shape = flat
-            pool.outputs[0].shape = None
+            if flat is not None:
+                pool.outputs[0].shape = ir.Shape([*flat.dims, 1, 1])
 
 
 def fold_flatten(model: Any) -> None:

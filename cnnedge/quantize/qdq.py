@@ -68,6 +68,20 @@ def quantize_weight(
     return np.clip(levels, -target.weight_limit, target.weight_limit).astype(np.int8), scales
 
 
+def kernel_axis(node: Any) -> int:
+    """Return the axis of the output channels in a layer's kernel, as exported."""
+    return 0 if node.op_type == "Conv" else 1
+
+
+def image_scale(model: Any, plan: Plan, tensor: str) -> Scale | None:
+    """Return the scale of a tensor that is the uint8 image itself, or None where it is not."""
+    if not plan.target.takes_uint8:
+        return None
+    values = {v.name: v for node in model.graph for v in node.outputs}
+    exact = _image_as_it_is(model, plan, values)
+    return exact[1] if exact is not None and exact[0] == tensor else None
+
+
 def insert_pairs(model: Any, plan: Plan, ranges: Ranges) -> dict[str, Scale]:
     """Rewrite a copy's graph in place as the plan says; return each tensor's scale."""
     target = plan.target
@@ -179,7 +193,7 @@ def _quantize_parameters(
 
     weight = constant(node.inputs[1])
     assert weight is not None
-    axis = 0 if node.op_type == "Conv" else 1
+    axis = kernel_axis(node)
     if node.op_type == "Gemm" and target.output_channel_first:
         weight, axis = np.ascontiguousarray(weight.T), 0
         node.attributes["transB"] = ir.AttrInt64("transB", 1)

@@ -8,7 +8,7 @@ Each step is a function of its own module and knows no other step; this page con
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,14 +36,19 @@ from cnnedge.files import atomic_folder, sha256
 from cnnedge.graph.fingerprint import layer_fingerprints
 from cnnedge.graph.float16 import to_float16
 from cnnedge.graph.precision import achieved_precision
-from cnnedge.graph.write import write_onnx
+from cnnedge.graph.write import serialize, write_onnx
 from cnnedge.image import normalize
 from cnnedge.machine import this_machine, tool_versions
+from cnnedge.pipeline.int8 import (
+    Calibrated,
+    calibrate_source,
+    describe_quantization,
+    guard_variant,
+)
 from cnnedge.progress import Progress, silent
-from cnnedge.quantize import CPU, CPU_REDUCED, TRT, collect_ranges, make_plan, quantize
 from cnnedge.recipe import Recipe
 from cnnedge.report import render_report
-from cnnedge.result import Measurement, compare, judge
+from cnnedge.result import Comparison, Measurement, Verdict, compare, judge
 from cnnedge.selftest import GOLDEN, Fingerprints, write_selftest
 from cnnedge.source import Source, resolve
 from cnnedge.verify import REFERENCE_ANSWERS, compare_variants
@@ -62,6 +67,7 @@ class Graph:
     precision: str
     target: str
     model: Any
+    quantization: Mapping[str, Any] | None = None
 
     @property
     def file(self) -> str:
@@ -100,7 +106,8 @@ def _build(
     source: Source, recipe: Recipe, folder: Path, warnings: list[str], progress: Progress
 ) -> Manifest:
     """Write everything of the bundle but its manifest, which is returned."""
-    exported, graphs, calibration = _convert(source, recipe, folder, warnings, progress)
+    test = _test_split(source, recipe)
+    exported, graphs, calibrated = _convert(source, recipe, test, folder, warnings, progress)
     # From here on what is measured is the files, as a receiver will load them.
     for graph in graphs:
         write_onnx(graph.model, folder / graph.file)
@@ -108,8 +115,19 @@ def _build(
     contestants = _open(graphs, source, recipe, folder)
     run: dict[str, Answer] = {name: opened.answer for name, opened in contestants.items()}
 
-    test = _test_split(source, recipe)
     comparisons, answers = compare_variants(run, reference, test, source.image, progress=progress)
+    gate = _Gate(source, recipe, test, answers)
+    verdicts = {g.name: gate.judge(g, comparisons[g.name]) for g in graphs}
+    for index, graph in enumerate(graphs):
+        if calibrated is None or not recipe.guard or not _may_be_mended(graph, verdicts):
+            continue
+        plain = (comparisons[graph.name], verdicts[graph.name])
+        graphs[index] = mended = _guard(calibrated, graph, plain, gate, folder, progress)
+        write_onnx(mended.model, folder / mended.file)
+        contestants |= _open([mended], source, recipe, folder)
+        run[mended.name] = contestants[mended.name].answer
+        comparisons[mended.name] = gate.compare(run[mended.name])
+        verdicts[mended.name] = gate.judge(mended, comparisons[mended.name])
     bench = _measure(source, recipe, test, graphs, contestants, progress)
     files = write_selftest(
         folder,
@@ -126,32 +144,24 @@ def _build(
     files.append(LABELS)
 
     latency = {m.name: _summary(m) for m in bench.measurements}
-    judged = source.weights != "random" and source.may_calibrate
-    variants = []
-    for graph in graphs:
-        found, achieved = comparisons[graph.name], achieved_precision(graph.model)
-        verdict = judge(
-            found,
+    variants = tuple(
+        Variant(
+            name=graph.name,
+            file=graph.file,
+            sha256=sha256(folder / graph.file),
+            bytes=(folder / graph.file).stat().st_size,
             precision=graph.precision,
-            max_drop=recipe.max_drop,
-            trained=judged,
-            achieved=achieved["macs"],
+            target=graph.target,
+            achieved=achieved_precision(graph.model),
+            accuracy=comparisons[graph.name].to_dict(),
+            verdict=asdict(verdicts[graph.name]),
+            provider=contestants[graph.name].provider,
+            latency=latency.get(graph.name),
+            quantization=graph.quantization,
+            recommendation=asdict(bench.recommend(graph.name, graph.precision)),
         )
-        variants.append(
-            Variant(
-                name=graph.name,
-                file=graph.file,
-                sha256=sha256(folder / graph.file),
-                bytes=(folder / graph.file).stat().st_size,
-                precision=graph.precision,
-                target=graph.target,
-                achieved=achieved,
-                accuracy=found.to_dict(),
-                verdict=asdict(verdict),
-                provider=contestants[graph.name].provider,
-                latency=latency.get(graph.name),
-            )
-        )
+        for graph in graphs
+    )
     alone = compare(answers, answers, test.targets)
     parameters = int(source.model.count_params())
     manifest = Manifest(
@@ -169,7 +179,7 @@ def _build(
         normalization=source.normalization,
         input=recipe.input,
         labels=source.labels,
-        variants=tuple(variants),
+        variants=variants,
         reference={
             "runtime": "keras",
             "top1": alone.top1,
@@ -182,7 +192,7 @@ def _build(
             "test_images": len(test),
             "test_sha256": test.digest(),
         },
-        calibration=calibration,
+        calibration={} if calibrated is None else _describe(calibrated, source),
         machine=this_machine().to_dict(),
         tools=tool_versions(),
         max_drop=recipe.max_drop,
@@ -193,8 +203,13 @@ def _build(
 
 
 def _convert(
-    source: Source, recipe: Recipe, folder: Path, warnings: list[str], progress: Progress
-) -> tuple[ExportedGraph, list[Graph], dict[str, Any]]:
+    source: Source,
+    recipe: Recipe,
+    test: Split,
+    folder: Path,
+    warnings: list[str],
+    progress: Progress,
+) -> tuple[ExportedGraph, list[Graph], Calibrated | None]:
     """Convert the model to the graphs that the recipe asks for; FP32 is always the first."""
     precisions = _precisions(recipe, source, warnings)
     exported = export_onnx(
@@ -211,11 +226,80 @@ def _convert(
         if half.clipped:
             warnings.append(f"FP16 cannot hold, and clips, weights of {', '.join(half.clipped)}")
         graphs.append(Graph("fp16", "fp16", "any", half.model))
-    calibration: dict[str, Any] = {}
+    calibrated = None
     if "int8" in precisions:
-        quantized, calibration = _quantize(source, recipe, exported.model, folder, progress)
-        graphs += quantized
-    return exported, graphs, calibration
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            calibrated = calibrate_source(
+                source, recipe, exported.model, test, Path(scratch), progress
+            )
+        for name, target in calibrated.targets.items():
+            plain = calibrated.plain(name)
+            described = describe_quantization(plain, calibrated.method, None)
+            graphs.append(Graph(name, "int8", target.name, plain.model, described))
+    return exported, graphs, calibrated
+
+
+def _describe(calibrated: Calibrated, source: Source) -> dict[str, Any]:
+    return {"source": source.dataset.spec} | calibrated.describe()
+
+
+@dataclass(frozen=True)
+class _Gate:
+    """Decides on the test images whether a variant is good enough."""
+
+    source: Source
+    recipe: Recipe
+    test: Split
+    expected: np.ndarray
+
+    def compare(self, answer: Answer) -> Comparison:
+        """Hold a variant's answers against the reference's, which are known by now."""
+        run = {"variant": answer}
+        found, _ = compare_variants(run, None, self.test, self.source.image, expected=self.expected)
+        return found["variant"]
+
+    def judge(self, graph: Graph, comparison: Comparison) -> Verdict:
+        return judge(
+            comparison,
+            precision=graph.precision,
+            max_drop=self.recipe.max_drop,
+            trained=self.source.weights != "random" and self.source.may_calibrate,
+            achieved=achieved_precision(graph.model),
+        )
+
+
+def _may_be_mended(graph: Graph, verdicts: Mapping[str, Verdict]) -> bool:
+    return graph.precision == "int8" and verdicts[graph.name].failed
+
+
+def _guard(
+    calibrated: Calibrated,
+    graph: Graph,
+    plain: tuple[Comparison, Verdict],
+    gate: _Gate,
+    folder: Path,
+    progress: Progress,
+) -> Graph:
+    """Return a variant that holds its gate, or the best that could be made of it."""
+    from cnnedge.backends.onnxruntime import open_session
+
+    def evaluate(model: Any) -> tuple[Comparison, Verdict]:
+        session = open_session(serialize(model))
+        comparison = gate.compare(lambda batch: session(as_taken(batch)))
+        return comparison, gate.judge(replace(graph, model=model), comparison)
+
+    as_taken = _as_taken(gate.source, gate.recipe)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        found = guard_variant(calibrated, graph.name, plain, evaluate, Path(scratch), progress)
+    described = describe_quantization(found.graph, found.method, found)
+    return replace(graph, model=found.graph.model, quantization=described)
+
+
+def _as_taken(source: Source, recipe: Recipe) -> Answer:
+    """Return what makes of uint8 batches what the graphs take."""
+    if recipe.input == "float32":
+        return lambda batch: normalize(batch, source.normalization)
+    return lambda batch: batch
 
 
 @dataclass(frozen=True)
@@ -230,8 +314,7 @@ class _Opened:
 def _open(graphs: list[Graph], source: Source, recipe: Recipe, folder: Path) -> dict[str, _Opened]:
     from cnnedge.backends.onnxruntime import open_session
 
-    def as_taken(batch: np.ndarray) -> np.ndarray:
-        return normalize(batch, source.normalization) if recipe.input == "float32" else batch
+    as_taken = _as_taken(source, recipe)
 
     def open_one(path: Path) -> _Opened:
         session = open_session(path)
@@ -274,41 +357,8 @@ def _measure(
             contestants[graph.name] = partial(opened[graph.name].answer, image)
     seconds = recipe.bench_seconds
     measured = measure_interleaved(contestants, seconds=seconds, progress=progress)
-    return Benchmark(tuple(measured), "keras", environment(None))
-
-
-def _quantize(
-    source: Source, recipe: Recipe, model: Any, folder: Path, progress: Progress
-) -> tuple[list[Graph], dict[str, Any]]:
-    """Build the INT8 graphs of both families of runtimes from one calibration."""
-    machine = this_machine()
-    cpu = CPU if machine.has_int8_dot_product else CPU_REDUCED
-    plans = {"int8": make_plan(model, cpu), "int8-trt": make_plan(model, TRT)}
-    split = source.dataset.calibration.take(recipe.calibration_images, seed=recipe.seed)
-    tensors = list(dict.fromkeys(name for plan in plans.values() for name in plan.tensors))
-    takes_float = recipe.input == "float32"
-    batches = (
-        normalize(batch, source.normalization) if takes_float else batch
-        for batch, _ in split.batches(source.image, 8)
-    )
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        ranges = collect_ranges(
-            model, tensors, batches, Path(scratch), total=len(split), progress=progress
-        )
-    graphs = []
-    for name, plan in plans.items():
-        quantized = quantize(model, plan, ranges)
-        graphs.append(Graph(name, "int8", plan.target.name, quantized.model))
-    calibration = {
-        "source": source.dataset.spec,
-        "split": split.name,
-        "images": ranges.images,
-        "sha256": split.digest(),
-        "method": "minmax",
-        "weight_limit": cpu.weight_limit,
-        "kept_float": {name: dict(plan.skipped) for name, plan in plans.items()},
-    }
-    return graphs, calibration
+    precisions = {graph.name: graph.precision for graph in graphs}
+    return Benchmark(tuple(measured), "keras", environment(None), precisions)
 
 
 def _precisions(recipe: Recipe, source: Source, warnings: list[str]) -> list[str]:

@@ -1,0 +1,153 @@
+"""INT8 within the flow: calibrated on a split of its own, guarded by the gate on the test split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnnedge.data import Split
+from cnnedge.data.split import refuse_overlap
+from cnnedge.graph.precision import achieved_precision
+from cnnedge.image import normalize, value_range
+from cnnedge.machine import this_machine
+from cnnedge.progress import Progress
+from cnnedge.quantize import (
+    BATCH_SIZE,
+    CPU,
+    CPU_REDUCED,
+    TRT,
+    Calibration,
+    Guarded,
+    QuantizedGraph,
+    Target,
+    calibrate,
+    choose_ranges,
+    convergence,
+    enough_images,
+    hold_gate,
+    make_plan,
+    quantize,
+)
+from cnnedge.recipe import Recipe
+from cnnedge.result import Comparison, Verdict
+from cnnedge.source import Source
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """An FP32 graph and what calibration saw of it.
+
+    Attributes:
+        model: The FP32 ``onnx_ir.Model``.
+        targets: The contract of each INT8 variant, by the variant's name.
+        split: The calibration images.
+        images: Gives them anew each time, in batches as the graph takes them.
+        calibration: What was observed.
+        method: The calibration method of the first attempt.
+    """
+
+    model: Any
+    targets: dict[str, Target]
+    split: Split
+    images: Callable[[], Iterator[np.ndarray]]
+    calibration: Calibration
+    method: str
+
+    def plain(self, name: str) -> QuantizedGraph:
+        """Return a variant's graph as calibration alone gives it."""
+        plan = make_plan(self.model, self.targets[name])
+        return quantize(self.model, plan, choose_ranges(self.calibration, plan, self.method))
+
+    def describe(self) -> dict[str, Any]:
+        """Return where the scales come from, as the manifest has it."""
+        plan = make_plan(self.model, next(iter(self.targets.values())))
+        curve = convergence(self.calibration, plan, self.method)
+        return {
+            "split": self.split.name,
+            "images": self.calibration.images,
+            "sha256": self.split.digest(),
+            "image_sha256": [digest.hex() for digest in self.split.item_digests()],
+            "method": self.method,
+            "convergence": [asdict(point) for point in curve],
+            "enough_images": enough_images(curve),
+        }
+
+
+def calibrate_source(
+    source: Source, recipe: Recipe, model: Any, test: Split, scratch: Path, progress: Progress
+) -> Calibrated:
+    """Calibrate the INT8 variants of both families of runtimes at once.
+
+    Raises:
+        DataError: an image of the calibration split is also one of ``test``.
+    """
+    cpu = CPU if this_machine().has_int8_dot_product else CPU_REDUCED
+    targets = {"int8": cpu, "int8-trt": TRT}
+    plans = [make_plan(model, target) for target in targets.values()]
+    split = source.dataset.calibration.take(recipe.calibration_images, seed=recipe.seed)
+    refuse_overlap(split, test)
+    takes_float = recipe.input == "float32"
+
+    def images() -> Iterator[np.ndarray]:
+        for batch, _ in split.batches(source.image, BATCH_SIZE):
+            yield normalize(batch, source.normalization) if takes_float else batch
+
+    calibration = calibrate(
+        model,
+        dict.fromkeys(tensor for plan in plans for tensor in plan.tensors),
+        images(),
+        scratch,
+        value_range=value_range(source.normalization) if takes_float else None,
+        name_of=split.name_of,
+        total=len(split),
+        progress=progress,
+    )
+    return Calibrated(model, targets, split, images, calibration, recipe.calibration)
+
+
+def guard_variant(
+    calibrated: Calibrated,
+    name: str,
+    plain: tuple[Comparison, Verdict],
+    evaluate: Callable[[Any], tuple[Comparison, Verdict]],
+    scratch: Path,
+    progress: Progress,
+) -> Guarded:
+    """Try what there is until a variant's gate holds; ``plain`` is how it did without."""
+    return hold_gate(
+        calibrated.model,
+        calibrated.targets[name],
+        calibrated.calibration,
+        calibrated.images,
+        evaluate,
+        scratch,
+        plain=plain,
+        method=calibrated.method,
+        progress=progress,
+    )
+
+
+def describe_quantization(
+    graph: QuantizedGraph, method: str, found: Guarded | None
+) -> dict[str, Any]:
+    """Return how a variant was quantized, as the manifest has it.
+
+    Args:
+        graph: The variant's graph.
+        method: The calibration method its scales come from.
+        found: What the guard tried; None where it was not called.
+    """
+    plan = graph.plan
+    return {
+        "method": method,
+        "weight_limit": plan.target.weight_limit,
+        "kept_float": dict(plan.skipped),
+        "achieved": achieved_precision(graph.model),
+        "attempts": [] if found is None else [attempt.to_dict() for attempt in found.attempts],
+        "chosen": None if found is None else found.chosen,
+        "sensitivity": [] if found is None else [asdict(layer) for layer in found.sensitivity],
+    }

@@ -1,0 +1,318 @@
+"""When INT8 fails its gate: what is tried, in order of what it costs the receiver.
+
+1. Other calibration methods: the same graph with other scales.
+2. Cross-layer equalisation, then bias correction: the same graph with other weights.
+3. The fewest, most sensitive layers kept in higher precision: a slower graph.
+
+Whether the gate holds is judged on the test images, and that is all they decide: whether to stop.
+Which method, which weights and which layers is decided on the calibration images, by how far the
+probabilities move from the FP32 graph's (KL divergence), so the test images are not fitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnnedge.graph.precision import achieved_precision
+from cnnedge.graph.write import serialize
+from cnnedge.progress import Progress, silent
+from cnnedge.quantize.build import QuantizedGraph, quantize
+from cnnedge.quantize.calibrate import Calibration, Ranges, calibrate, choose_ranges
+from cnnedge.quantize.equalize import equalize
+from cnnedge.quantize.noise import LayerNoise, correct_bias, layer_noise
+from cnnedge.quantize.plan import Target, make_plan
+from cnnedge.quantize.threshold import METHODS
+from cnnedge.result import LEAST_ACHIEVED, Comparison, Verdict
+
+PLAIN = "minmax"
+# Images that the layers' noise and effect are measured on: each costs a run per layer.
+_NOISE_IMAGES = 32
+_TINY = 1e-9  # below it, a probability's logarithm says nothing
+
+Images = Callable[[], Iterable[np.ndarray]]
+Evaluate = Callable[[Any], tuple[Comparison, Verdict]]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One way of quantizing a graph, and what came of it.
+
+    Attributes:
+        step: "plain", "calibration", "equalize", "bias" or "mixed".
+        detail: What was done, in words.
+        divergence: Mean KL divergence from the FP32 graph's probabilities on the calibration
+            images, nats.
+        comparison: Its answers on the test images against the Keras reference's.
+        verdict: Whether the gate holds.
+        gained: By how many points of top-1 the drop is smaller than the attempt before.
+        achieved: Share of MACs and of weights per data type.
+    """
+
+    step: str
+    detail: str
+    divergence: float
+    comparison: Comparison
+    verdict: Verdict
+    gained: float
+    achieved: Mapping[str, Mapping[str, float]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-able data."""
+        low, high = self.comparison.interval
+        return {
+            "step": self.step,
+            "detail": self.detail,
+            "divergence_nats": self.divergence,
+            "drop_points": self.comparison.drop,
+            "drop_interval_points": [low, high],
+            "gained_points": self.gained,
+            "status": self.verdict.status,
+            "achieved": {kind: dict(shares) for kind, shares in self.achieved.items()},
+        }
+
+
+@dataclass(frozen=True)
+class LayerSensitivity:
+    """What quantizing one layer alone does.
+
+    Attributes:
+        layer: Its name.
+        sqnr_db: Of its own result; see `LayerNoise`.
+        divergence: Of the network's probabilities, nats; see `Attempt`.
+    """
+
+    layer: str
+    sqnr_db: float
+    divergence: float
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """The quantized graph that the guard settled on.
+
+    Attributes:
+        graph: The graph; the best there was, if no attempt held the gate.
+        method: The calibration method that its scales come from.
+        attempts: Everything that was tried, in order; the first is the plain one.
+        chosen: Which of the attempts the graph is.
+        sensitivity: Of each layer, the most sensitive first; empty unless it came to that.
+    """
+
+    graph: QuantizedGraph
+    method: str
+    attempts: tuple[Attempt, ...]
+    chosen: int
+    sensitivity: tuple[LayerSensitivity, ...] = ()
+
+    @property
+    def holds(self) -> bool:
+        """Whether the gate holds."""
+        return not self.attempts[self.chosen].verdict.failed
+
+
+@dataclass(frozen=True)
+class _State:
+    """What a candidate is made from."""
+
+    model: Any  # the FP32 graph, as equalised and corrected so far
+    calibration: Calibration
+    method: str
+    keep_float: frozenset[str] = frozenset()
+
+
+def hold_gate(
+    model: Any,
+    target: Target,
+    calibration: Calibration,
+    images: Images,
+    evaluate: Evaluate,
+    folder: Path,
+    *,
+    plain: tuple[Comparison, Verdict] | None = None,
+    method: str = PLAIN,
+    progress: Progress = silent,
+) -> Guarded:
+    """Quantize a graph, and if its gate fails go on until it holds or nothing is left to try.
+
+    Args:
+        model: The FP32 ``onnx_ir.Model``.
+        target: The contract to follow.
+        calibration: What was observed of it.
+        images: Gives the calibration images anew each time, in batches as the graph takes them.
+        evaluate: Runs a quantized ``onnx_ir.Model`` over the test images and judges it.
+        folder: Where instrumented graphs are kept for a moment.
+        plain: What ``evaluate`` gave for the first attempt, where that is known already.
+        method: The calibration method of the first attempt.
+        progress: Told how many attempts were made.
+    """
+    guard = _Guard(model, target, images, evaluate, folder, progress)
+    state = _State(model, calibration, method)
+    if guard.try_it("plain", f"{method} calibration", state, plain):
+        return guard.result()
+    others = [replace(state, method=other) for other in METHODS if other != method]
+    state = min([state, *others], key=guard.divergence_of)
+    if state.method != method and guard.try_it(
+        "calibration", f"{state.method} calibration: nearest to FP32 of {', '.join(METHODS)}", state
+    ):
+        return guard.result()
+
+    equalized = equalize(state.model, state.calibration.peaks)
+    if equalized.factors:
+        tensors = list(state.calibration.histograms)
+        observed = calibrate(equalized.model, tensors, images(), folder)
+        balanced = [_State(equalized.model, observed, other) for other in METHODS]
+        best = min(balanced, key=guard.divergence_of)
+        pairs = f"cross-layer equalisation of {len(equalized.factors)} layers, {best.method}"
+        if guard.try_it("equalize", pairs, best):
+            return guard.result()
+        state = min([state, best], key=guard.divergence_of)
+
+    noise = guard.noise(state)
+    corrected = replace(state, model=correct_bias(state.model, noise))
+    if guard.try_it("bias", f"bias correction of {len(noise)} layers", corrected):
+        return guard.result()
+    state = min([state, corrected], key=guard.divergence_of)
+
+    guard.keep_the_fewest(state, noise)
+    return guard.result()
+
+
+class _Guard:
+    """Makes attempts and remembers them."""
+
+    def __init__(
+        self,
+        model: Any,
+        target: Target,
+        images: Images,
+        evaluate: Evaluate,
+        folder: Path,
+        progress: Progress,
+    ) -> None:
+        self._target, self._images, self._evaluate = target, images, evaluate
+        self._folder, self._progress = folder, progress
+        self._expected = np.log(np.maximum(_answers(model, images()), _TINY))
+        self._attempts: list[Attempt] = []
+        self._graphs: list[tuple[QuantizedGraph, str]] = []
+        self._sensitivity: list[LayerSensitivity] = []
+        self._divergences: dict[int, tuple[_State, float]] = {}
+
+    def build(self, state: _State) -> QuantizedGraph:
+        plan = make_plan(state.model, self._target, keep_float=state.keep_float)
+        return quantize(state.model, plan, self._ranges(state))
+
+    def _ranges(self, state: _State) -> Ranges:
+        plan = make_plan(state.model, self._target)
+        return choose_ranges(state.calibration, plan, state.method)
+
+    def divergence_of(self, state: _State) -> float:
+        """Return the candidate's mean KL divergence on the calibration images, nats."""
+        if id(state) not in self._divergences:  # kept with its state, so that no id comes back
+            found = self._divergence(self.build(state).model)
+            self._divergences[id(state)] = (state, found)
+        return self._divergences[id(state)][1]
+
+    def _divergence(self, model: Any, count: int | None = None) -> float:
+        answers = _answers(model, islice(self._images(), count))
+        expected = self._expected[: len(answers)]
+        moved = expected - np.log(np.maximum(answers, _TINY))
+        return float((np.exp(expected) * moved).sum(axis=1).mean())
+
+    def try_it(
+        self,
+        step: str,
+        detail: str,
+        state: _State,
+        known: tuple[Comparison, Verdict] | None = None,
+    ) -> bool:
+        """Evaluate a candidate and remember it; return whether the gate holds."""
+        graph = self.build(state)
+        comparison, verdict = known or self._evaluate(graph.model)
+        before = self._attempts[-1].comparison.drop if self._attempts else comparison.drop
+        self._attempts.append(
+            Attempt(
+                step,
+                detail,
+                self.divergence_of(state),
+                comparison,
+                verdict,
+                before - comparison.drop,
+                achieved_precision(graph.model),
+            )
+        )
+        self._graphs.append((graph, state.method))
+        self._progress("guard", len(self._attempts), 0)
+        return not verdict.failed
+
+    def noise(self, state: _State) -> dict[str, LayerNoise]:
+        plan = make_plan(state.model, self._target)
+        batches = islice(self._images(), _NOISE_IMAGES)
+        return layer_noise(state.model, plan, self._ranges(state), batches, self._folder)
+
+    def keep_the_fewest(self, state: _State, noise: Mapping[str, LayerNoise]) -> None:
+        """Find the fewest layers to keep in higher precision, the most sensitive first."""
+        layers = make_plan(state.model, self._target).compute
+        for number, layer in enumerate(layers, 1):
+            alone = replace(state, keep_float=frozenset(layers) - {layer})
+            moved = self._divergence(self.build(alone).model, _NOISE_IMAGES)
+            self._sensitivity.append(LayerSensitivity(layer, noise[layer].sqnr_db, moved))
+            self._progress("sensitivity", number, len(layers))
+        self._sensitivity.sort(key=lambda found: -found.divergence)
+        order = [found.layer for found in self._sensitivity]
+        precision = "FP16" if self._target.float16 else "FP32"
+
+        def holds(count: int) -> bool:
+            kept = order[:count]
+            return self.try_it(
+                "mixed",
+                f"{', '.join(kept)} kept in {precision}",
+                replace(state, keep_float=frozenset(kept)),
+            )
+
+        # More layers in higher precision come nearer to FP32, so the fewest is found by halving.
+        fewest, enough = 1, self._most(state, order)
+        if enough == 0 or not holds(enough):
+            return
+        while fewest < enough:
+            middle = (fewest + enough) // 2
+            if holds(middle):
+                enough = middle
+            else:
+                fewest = middle + 1
+
+    def _most(self, state: _State, order: list[str]) -> int:
+        """Return how many layers can be kept while the graph still deserves to be called int8."""
+        most = 0
+        for count in range(1, len(order)):
+            kept = replace(state, keep_float=frozenset(order[:count]))
+            shares = achieved_precision(self.build(kept).model)["macs"]
+            if shares.get("int8", 0.0) < LEAST_ACHIEVED:
+                break
+            most = count
+        return most
+
+    def result(self) -> Guarded:
+        """Return the attempt to keep: of those that hold the gate the one with the most INT8."""
+
+        def rank(index: int) -> tuple[bool, float]:
+            attempt = self._attempts[index]
+            if attempt.verdict.failed:
+                return False, -attempt.comparison.drop
+            return True, attempt.achieved["macs"].get("int8", 0.0)
+
+        best = max(range(len(self._attempts)), key=rank)
+        graph, method = self._graphs[best]
+        return Guarded(graph, method, tuple(self._attempts), best, tuple(self._sensitivity))
+
+
+def _answers(model: Any, batches: Iterable[np.ndarray]) -> np.ndarray:
+    from cnnedge.backends.onnxruntime import open_session
+
+    session = open_session(serialize(model))
+    return np.concatenate([session(batch) for batch in batches]).astype(np.float64)
