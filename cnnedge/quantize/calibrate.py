@@ -137,7 +137,9 @@ def choose_ranges(calibration: Calibration, plan: Plan, method: str) -> Ranges:
         method: "minmax", "percentile", "entropy" or "mse".
     """
     limits = _limits(calibration.histograms, plan, method)
-    return Ranges(limits, calibration.images)
+    # Those that share a scale too: with fewer layers quantized they may need one of their own.
+    every = {tensor: limits[plan.scale_source(tensor)] for tensor in plan.tensors}
+    return Ranges(every, calibration.images)
 
 
 @dataclass(frozen=True)
