@@ -1,6 +1,6 @@
 """Step: measure latency, contestants interleaved, so that a drifting machine moves all alike.
 
-They take turns in short blocks, A A A B B B A A A …, and the first calls of each block are not
+They take turns in short blocks, A A A B B B A A A …, and the first tenth of a second of each is not
 counted. Turn by turn, each would be measured with the caches that the others left, and beside the
 threads of the others' pools, which spin for a while after every call: seen to make an FP32 AlexNet
 take 14 ms where it takes 4.3 alone. See docs/decisions/interleaved-blocks.md.
@@ -25,8 +25,9 @@ from cnnedge.runtime import open_variant
 
 WARM_UP_SECONDS = 0.5
 FEWEST_ROUNDS = 3  # blocks of each contestant, however long they take
-BLOCK = 10  # counted calls in a block
-SETTLE = 3  # calls before them that are not
+BLOCK = 20  # counted calls in a block
+SETTLE = 3  # calls before them that are not, at least
+SETTLE_SECONDS = 0.1  # and for so long: the others' threads were seen to spin for 40 to 100 ms
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def measure_interleaved(
     contestants: Mapping[str, Callable[[], Any]],
     *,
     seconds: float = 10.0,
-    most_rounds: int = 70,
+    most_rounds: int = 35,
     clock: Callable[[], float] = time.perf_counter,
     progress: Progress = silent,
 ) -> list[Measurement]:
@@ -90,7 +91,7 @@ def measure_interleaved(
         contestants: What to call, by name.
         seconds: About how long to measure, warm-up aside; at least `FEWEST_ROUNDS` blocks of each
             are made whatever they take.
-        most_rounds: Stop after so many blocks of each; 67 are enough for a p99.
+        most_rounds: Stop after so many blocks of each; 34 are enough for a p99.
         clock: Seconds, monotonic.
         progress: Told how many of ``most_rounds`` are done.
     """
@@ -103,8 +104,10 @@ def measure_interleaved(
     start, rounds = clock(), 0
     while rounds < most_rounds and (rounds < FEWEST_ROUNDS or clock() - start < seconds):
         for name, call in contestants.items():
-            for _ in range(SETTLE):
+            began, settled = clock(), 0
+            while settled < SETTLE or clock() - began < SETTLE_SECONDS:
                 call()
+                settled += 1
             for _ in range(BLOCK):
                 before = clock()
                 call()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from cnnedge.benchmark import (
     BLOCK,
     FEWEST_ROUNDS,
     SETTLE,
+    SETTLE_SECONDS,
     Benchmark,
     measure_interleaved,
 )
@@ -33,14 +36,17 @@ class FakeClock:
 
 def test_contestants_take_turns_in_blocks_after_the_warm_up():
     clock = FakeClock()
-    contestants = {"a": clock.contestant("a", 1 / 128), "b": clock.contestant("b", 3 / 128)}
-    a, b = measure_interleaved(contestants, seconds=4 * 13 * 4 / 128, clock=clock)
+    contestants = {"a": clock.contestant("a", 1 / 128), "b": clock.contestant("b", 1 / 8)}
+    settle = {"a": math.ceil(SETTLE_SECONDS * 128), "b": SETTLE}  # for so long, and so often
+    one_round = ["a"] * (settle["a"] + BLOCK) + ["b"] * (settle["b"] + BLOCK)
+    seconds = one_round.count("a") / 128 + one_round.count("b") / 8
+    a, b = measure_interleaved(contestants, seconds=4 * seconds, clock=clock)
     rounds = 4
     assert len(a.samples) == len(b.samples) == rounds * BLOCK
-    tail = clock.calls[-2 * rounds * (SETTLE + BLOCK) :]
-    assert tail == (["a"] * (SETTLE + BLOCK) + ["b"] * (SETTLE + BLOCK)) * rounds
+    tail = clock.calls[-rounds * len(one_round) :]
+    assert tail == one_round * rounds
     assert set(clock.calls[: -len(tail)]) == {"a", "b"}  # the warm-up
-    assert (a.median, b.median) == (1 / 128, 3 / 128)
+    assert (a.median, b.median) == (1 / 128, 1 / 8)
 
 
 def test_the_first_calls_of_a_block_are_not_counted():

@@ -12,7 +12,9 @@ def achieved_precision(model: Any) -> dict[str, dict[str, float]]:
     """Return the share of MACs and of weights that each data type has in a graph.
 
     A layer counts as int8 only if its kernel *and* its image operand come through
-    DequantizeLinear: with one of them float, runtimes compute in float.
+    DequantizeLinear: with one of them float, runtimes compute in float. MatMulNBits stores weights
+    in 4 or 8 bits and computes in int8 where its ``accuracy_level`` is 4, quantizing activations as
+    they come.
 
     Args:
         model: An ``onnx_ir.Model`` that bears the shapes of its results.
@@ -23,6 +25,12 @@ def achieved_precision(model: Any) -> dict[str, dict[str, float]]:
     macs: Counter[str] = Counter()
     weights: Counter[str] = Counter()
     for node in model.graph:
+        if node.op_type == "MatMulNBits":
+            size = node.attributes["K"].as_int() * node.attributes["N"].as_int()
+            weights[f"int{node.attributes['bits'].as_int()}"] += size
+            in_int8 = node.attributes["accuracy_level"].as_int() == 4
+            macs["int8" if in_int8 else "float32"] += size
+            continue
         if node.op_type not in {"Conv", "Gemm", "MatMul"}:
             continue
         kernel, stored = _kernel(node)

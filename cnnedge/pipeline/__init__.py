@@ -46,9 +46,10 @@ from cnnedge.pipeline.int8 import (
     guard_variant,
 )
 from cnnedge.progress import Progress, silent
+from cnnedge.quantize import quantize_dense_weights
 from cnnedge.recipe import Recipe
 from cnnedge.report import render_report
-from cnnedge.result import Comparison, Measurement, Verdict, compare, judge
+from cnnedge.result import WEIGHT_ONLY, Comparison, Measurement, Verdict, compare, judge
 from cnnedge.selftest import GOLDEN, Fingerprints, write_selftest
 from cnnedge.source import Source, resolve
 from cnnedge.verify import REFERENCE_ANSWERS, compare_variants
@@ -226,6 +227,11 @@ def _convert(
         if half.clipped:
             warnings.append(f"FP16 cannot hold, and clips, weights of {', '.join(half.clipped)}")
         graphs.append(Graph("fp16", "fp16", "any", half.model))
+    for precision in (p for p in precisions if p in WEIGHT_ONLY):
+        bits = 8 if precision == "int8-weight" else 4
+        found = quantize_dense_weights(exported.model, bits)
+        described = {"layers": list(found.layers), "kept_float": found.skipped}
+        graphs.append(Graph(precision, precision, "cpu", found.model, described))
     calibrated = None
     if "int8" in precisions:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:

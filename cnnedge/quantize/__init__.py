@@ -6,6 +6,8 @@
     calibrate  how the tensors are distributed over real images     (histogram, threshold)
     build      the graph, with its pairs and integer weights         (qdq, check)
     guard      what is tried when the accuracy does not hold         (equalize, noise)
+
+    weight_only  needs no images: the dense layers' weights alone, in 8 or 4 bits
 """
 
 from cnnedge.quantize.build import QuantizedGraph, quantize
@@ -23,6 +25,7 @@ from cnnedge.quantize.check import contract_violations
 from cnnedge.quantize.guard import Attempt, Guarded, hold_gate
 from cnnedge.quantize.plan import CPU, CPU_REDUCED, TRT, Plan, Target, make_plan
 from cnnedge.quantize.threshold import METHODS
+from cnnedge.quantize.weight_only import WeightOnlyGraph, quantize_dense_weights
 
 __all__ = [
     "BATCH_SIZE",
@@ -38,6 +41,7 @@ __all__ = [
     "QuantizedGraph",
     "Ranges",
     "Target",
+    "WeightOnlyGraph",
     "calibrate",
     "choose_ranges",
     "contract_violations",
@@ -46,4 +50,5 @@ __all__ = [
     "hold_gate",
     "make_plan",
     "quantize",
+    "quantize_dense_weights",
 ]
