@@ -27,9 +27,12 @@ TENSORS = f"{SELFTEST}/tensors.npz"
 TOLERANCE = {"fp32": 1e-5, "fp16": 2e-3, "int8": 2e-2, "int8-weight": 2e-2, "int4-weight": 2e-2}
 # By how much a layer's fingerprint may, relative to its size, before that layer is named.
 LAYER_TOLERANCE = {
-    **{"fp32": 1e-3, "fp16": 2e-2, "int8": 5e-2},
+    "fp32": 1e-3,
+    "fp16": 2e-2,
+    "int8": 5e-2,
     # the runtime quantizes activations block by block, as its CPU does it best
-    **{"int8-weight": 5e-2, "int4-weight": 5e-2},
+    "int8-weight": 5e-2,
+    "int4-weight": 5e-2,
 }
 _SAMPLES = 32  # values of a layer's result that make its fingerprint
 

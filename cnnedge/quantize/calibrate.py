@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from cnnedge.errors import DataError, MissingExtraError, ModelError
-from cnnedge.graph.write import write_onnx
+from cnnedge.errors import CnnEdgeError, DataError, MissingExtraError, ModelError
 from cnnedge.progress import Progress, silent
 from cnnedge.quantize.histogram import Histogram
 from cnnedge.quantize.plan import Plan
@@ -280,19 +279,26 @@ def but_channels(model: Any, value: Any) -> tuple[list[Any], dict[str, Any]]:
 def open_scratch(model: Any, folder: Path) -> Any:
     """Return a session of a graph that is needed once, its file removed again."""
     try:
+        import onnx_ir as ir
         import onnxruntime as ort
     except ImportError as error:
         raise MissingExtraError(
             error.name or "onnxruntime", "cpu", purpose="calibrating"
         ) from error
-    path = folder / "calibration.onnx"
+    path, weights = folder / "calibration.onnx", folder / "calibration.weights"
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    write_onnx(model, path)
     try:
+        # Weights beside the graph are mapped into memory; inside it they would be parsed first.
+        ir.save(model, path, external_data=weights.name)
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except OSError as error:
+        raise CnnEdgeError(
+            f"cannot write {path}: {error.strerror}", fix="make room, or choose another folder"
+        ) from error
     finally:
-        path.unlink()
+        path.unlink(missing_ok=True)
+        weights.unlink(missing_ok=True)
 
 
 def _check(

@@ -59,7 +59,8 @@ def _cpu(model: Any, target: Target) -> Iterator[str]:
         weight = _dequantize(node.inputs[1])
         if weight is None:
             continue
-        if np.abs(required_constant(weight.inputs[0]).astype(int)).max() > target.weight_limit:
+        levels = required_constant(weight.inputs[0])
+        if max(-int(levels.min()), int(levels.max())) > target.weight_limit:
             yield f"{node.name}: weights beyond ±{target.weight_limit} may saturate on this CPU"
         bias = _dequantize(node.inputs[2]) if len(node.inputs) > 2 else weight
         if bias is None or (
