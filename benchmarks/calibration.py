@@ -211,7 +211,8 @@ def main() -> None:
         print(
             f"{name:13} {result['images']:4} images  {result['seconds']:7.1f} s  "
             f"{1e3 * result['seconds'] / result['images']:7.1f} ms an image  "
-            f"peak {result['peak_mib']:6.0f} MiB, {result['peak_over_start_mib']:.0f} above its start"
+            f"peak {result['peak_mib']:6.0f} MiB, "
+            f"{result['peak_over_start_mib']:.0f} above its start"
         )
     print(f"cnnedge takes {document['times_plain']:.2f} × plain FP32 inference")
     print(

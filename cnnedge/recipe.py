@@ -37,6 +37,8 @@ class Recipe(BaseModel):
         calibration_images: At most so many images give the activation ranges.
         calibration: How the part of an activation's range is chosen that is kept.
         guard: Whether an INT8 variant that fails its gate is worked on until it holds.
+        dot_product: Whether the CPU that will run INT8 has an int8 dot product (VNNI, or Arm's);
+            without one, weights keep 7 bits so that sums cannot saturate. None: as this machine.
         test_images: At most so many images are verified on; None: the whole test split, or 32
             where the weights are random.
         bench_seconds: About how long the latencies are measured, warm-up aside.
@@ -58,6 +60,7 @@ class Recipe(BaseModel):
     calibration_images: int = Field(128, ge=1)
     calibration: Literal["minmax", "percentile", "entropy", "mse"] = "minmax"
     guard: bool = True
+    dot_product: bool | None = None
     test_images: int | None = Field(None, ge=1)
     bench_seconds: float = Field(8.0, gt=0)
     seed: int = 0

@@ -200,6 +200,23 @@ def lower_opset(model):
     model.graph.opset_imports[""] = 17
 
 
+def higher_opset(model):
+    model.graph.opset_imports[""] = 18
+
+
+def quantize_the_image_anew(model):
+    """As a graph looks whose image is cast and scaled before it is quantized."""
+    (first,) = [n for n in model.graph if n.name == "image/dequantize"]
+    (transpose,) = [n for n in model.graph if n.name == "image/nchw/uint8"]
+    transpose.name = "image/nchw"
+    cast = ir.node("Cast", [transpose.outputs[0]], {"to": 1}, name="image/cast")
+    factor = initializer(model, "factor", np.array(1 / 255, np.float32))
+    scale = ir.node("Mul", [transpose.outputs[0], factor], name="image/scale")
+    quantize = ir.node("QuantizeLinear", [scale.outputs[0], *first.inputs[1:]], name="image/q")
+    model.graph.insert_before(first, [cast, scale, quantize])
+    first.replace_input_with(0, quantize.outputs[0])
+
+
 def float_bias(model):
     conv = node(model, "conv2")
     conv.replace_input_with(2, initializer(model, "b", np.zeros(24, np.float32)))
@@ -214,6 +231,8 @@ BREAKAGES = [
     ("cpu", quantize_the_output, "output must not be quantized"),
     ("cpu", quantize_the_output, "softmax must stay float"),
     ("cpu", float_bias, "bias must be int32"),
+    ("cpu", higher_opset, "older runtimes load that"),
+    ("cpu", quantize_the_image_anew, "must be taken as it is"),
     (
         "cpu",
         change_constant("conv1/relu/quantize", 2, lambda z: z.astype(np.int8)),

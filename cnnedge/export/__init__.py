@@ -13,8 +13,9 @@ from cnnedge.export.contract import (
     write_metadata,
     write_names,
 )
-from cnnedge.export.fold import fold, lowest_opset
+from cnnedge.export.fold import fold
 from cnnedge.export.trace import classifier_shape, trace
+from cnnedge.graph.opset import lowest_opset
 from cnnedge.graph.write import write_onnx
 from cnnedge.image import ImageContract
 

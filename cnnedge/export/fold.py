@@ -272,19 +272,6 @@ def fuse_dense(model: Any) -> None:
         replace_node(model, matmul, "Gemm", inputs)
 
 
-def lowest_opset(model: Any) -> int:
-    """Return the lowest opset that describes the graph, so that old runtimes load it."""
-    import onnx
-
-    traced = model.graph.opset_imports[""]
-    since = [
-        onnx.defs.get_schema(node.op_type, traced, "").since_version
-        for node in model.graph
-        if node.domain == ""
-    ]
-    return max([13, *since])  # 13: per-channel DequantizeLinear, Softmax over one axis
-
-
 def _evaluate(model: Any, node: Any, arrays: list[Any]) -> list[Any]:
     if node.op_type == "Transpose":  # by far the largest: a view, copied once when it is written
         return [np.transpose(arrays[0], attribute_ints(node, "perm"))]

@@ -19,7 +19,7 @@ import numpy as np
 from cnnedge.errors import MissingExtraError, ModelError
 from cnnedge.quiet import import_tensorflow
 
-# The highest opset that tf2onnx writes; `fold.lowest_opset` declares a lower one where it can.
+# The highest opset that tf2onnx writes; `lowest_opset` declares a lower one where it can.
 TRACE_OPSET = 18
 # Kernels above this many elements travel as arguments; below it, constants cost nothing.
 SMALL = 4096

@@ -85,7 +85,10 @@ def calibrate_source(
     Raises:
         DataError: an image of the calibration split is also one of ``test``.
     """
-    cpu = CPU if this_machine().has_int8_dot_product else CPU_REDUCED
+    has_dot_product = recipe.dot_product
+    if has_dot_product is None:
+        has_dot_product = this_machine().has_int8_dot_product
+    cpu = CPU if has_dot_product else CPU_REDUCED
     targets = {"int8": cpu, "int8-trt": TRT}
     plans = [make_plan(model, target) for target in targets.values()]
     split = source.dataset.calibration.take(recipe.calibration_images, seed=recipe.seed)

@@ -7,6 +7,7 @@ from typing import Any
 
 from cnnedge.errors import ModelError
 from cnnedge.graph.float16 import to_float16
+from cnnedge.graph.opset import lowest_opset
 from cnnedge.quantize.calibrate import Ranges
 from cnnedge.quantize.check import contract_violations
 from cnnedge.quantize.plan import Plan
@@ -47,6 +48,8 @@ def quantize(model: Any, plan: Plan, ranges: Ranges) -> QuantizedGraph:
         copy = to_float16(copy).model
         copy.graph.opset_imports[""] = max(TRT_OPSET, copy.graph.opset_imports[""])
         copy.ir_version = 9  # the ONNX release that brought opset 19
+    else:  # operators that were folded away may have been the newest
+        copy.graph.opset_imports[""] = lowest_opset(copy)
     broken = contract_violations(copy, plan.target)
     if broken:
         raise ModelError(

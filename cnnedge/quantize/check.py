@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cnnedge.graph.edit import constant, main_nodes, required_constant, single_consumer
+from cnnedge.graph.opset import lowest_opset
 from cnnedge.quantize.plan import WEIGHTED, Target
 
 
@@ -46,6 +47,12 @@ def _common(model: Any) -> Iterator[str]:
 
 
 def _cpu(model: Any, target: Target) -> Iterator[str]:
+    if model.graph.opset_imports[""] > lowest_opset(model):
+        yield f"opset: {lowest_opset(model)} describes this graph, and older runtimes load that"
+    if target.takes_uint8:
+        for node in main_nodes(model, "QuantizeLinear"):
+            if _is_scaled_image(node.inputs[0]):
+                yield f"{node.name}: the uint8 image must be taken as it is, not quantized anew"
     for node in main_nodes(model, "QuantizeLinear"):
         zero = constant(node.inputs[2])
         producer = node.inputs[0].producer()
@@ -102,6 +109,21 @@ def _trt(model: Any) -> Iterator[str]:
             yield f"{node.name}: its bias must not be quantized"
 
 
+def _is_scaled_image(value: Any) -> bool:
+    """Tell whether a value is the uint8 image times one factor: a quantized tensor already."""
+    scale = value.producer()
+    if scale is None or scale.op_type != "Mul" or scale.name != "image/scale":
+        return False
+    factor = constant(scale.inputs[1])
+    before = scale.inputs[0].producer()
+    return (
+        factor is not None
+        and factor.size == 1
+        and before is not None
+        and before.name == "image/nchw"
+    )
+
+
 def _users_behind(quantize: Any) -> Iterator[Any]:
     for dequantize, _ in quantize.outputs[0].uses():
         for user, _ in dequantize.outputs[0].uses():
@@ -111,10 +133,6 @@ def _users_behind(quantize: Any) -> Iterator[Any]:
 def _dequantize(value: Any) -> Any | None:
     producer = None if value is None else value.producer()
     return producer if producer is not None and producer.op_type == "DequantizeLinear" else None
-
-
-def _is_int32(dequantize: Any | None) -> bool:
-    return dequantize is not None and required_constant(dequantize.inputs[0]).dtype == np.int32
 
 
 def _is_quantized(node: Any) -> bool:

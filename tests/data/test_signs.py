@@ -42,6 +42,13 @@ def blocks(store):
     return sorted(store.rglob("*.npy"))
 
 
+@pytest.mark.parametrize("count", [1000, 1023, 1100, 1700, 2500, 4000])
+def test_there_are_enough_images_to_calibrate_on(count):
+    signs = open_source(f"signs:{count}")
+    assert len(signs.calibration) >= 128
+    assert len(signs.calibration) + len(signs.train) + len(signs.test) == count
+
+
 def test_an_image_depends_on_its_seed_and_index_alone():
     image = camera.render(3, 17)
     assert image.shape == (camera.SIZE, camera.SIZE, 3)

@@ -41,7 +41,10 @@ def open_signs(count: int, seed: int) -> Dataset:
     if seed < 0:
         raise DataError(f"the seed of signs is {seed}", fix="give one that is not negative")
     targets = np.array([label_of(i) for i in range(count)], np.int64)
-    calibration = max(_CALIBRATION_SHARE, min(_MOST_CALIBRATION_SHARE, _CALIBRATION_IMAGES / count))
+    # Of each class as many, rounded up: shares of whole images must not fall short together.
+    wanted = -(-_CALIBRATION_IMAGES // len(LABELS)) + 1e-6
+    share = wanted / (count // len(LABELS))
+    calibration = max(_CALIBRATION_SHARE, min(_MOST_CALIBRATION_SHARE, share))
     shares = (1 - calibration - _TEST_SHARE, calibration, _TEST_SHARE)
     images = SignImages(seed, count)
     train, held_out, test = (

@@ -1,0 +1,18 @@
+"""The lowest opset that describes a graph: see docs/decisions/lowest-opset.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def lowest_opset(model: Any) -> int:
+    """Return the lowest opset that describes the graph, so that old runtimes load it."""
+    import onnx
+
+    traced = model.graph.opset_imports[""]
+    since = [
+        onnx.defs.get_schema(node.op_type, traced, "").since_version
+        for node in model.graph
+        if node.domain == ""
+    ]
+    return max([13, *since])  # 13: per-channel DequantizeLinear, Softmax over one axis
