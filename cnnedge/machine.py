@@ -31,6 +31,7 @@ DISTRIBUTIONS = {
     "tensorrt": ("tensorrt",),
     "tensorrt_rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx"),
     "openvino": ("openvino",),
+    "nncf": ("nncf",),
     "ai_edge_litert": ("ai-edge-litert",),
 }
 

@@ -12,8 +12,10 @@ from cnnedge.benchmark import (
     SETTLE,
     SETTLE_SECONDS,
     Benchmark,
+    lacking,
     measure_interleaved,
 )
+from cnnedge.machine import Machine
 
 
 class FakeClock:
@@ -93,3 +95,20 @@ def test_raw_samples_are_kept():
     assert row["samples_ms"] == [250.0] * FEWEST_ROUNDS * BLOCK
     assert row["p99_ms"] is None
     assert document["environment"] == {"machine": "x"}
+
+
+@pytest.mark.parametrize(
+    ("precision", "isa", "lacks"),
+    [
+        ("int8", ("avx2",), "int8 dot product"),
+        ("int8", ("avx512_vnni",), None),
+        ("int8", ("asimddp",), None),
+        ("fp16", ("avx512_vnni",), "FP16"),
+        ("fp16", ("asimdhp",), None),
+        ("int4-weight", (), None),
+    ],
+)
+def test_what_a_cpu_lacks_for_a_precision(precision, isa, lacks):
+    found = lacking(precision, Machine("made up", 2, isa, 8.0, "Linux"))
+    assert (found is None) == (lacks is None)
+    assert lacks is None or lacks in found

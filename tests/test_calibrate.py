@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from test_export import export, images
 
 from cnnedge.data.split import Split, refuse_overlap
-from cnnedge.errors import DataError, ModelError
+from cnnedge.errors import CnnEdgeError, DataError, ModelError
 from cnnedge.image import NORMALIZATIONS, normalize, value_range
 from cnnedge.quantize import CPU, METHODS, TRT, calibrate, choose_ranges, convergence, make_plan
 from cnnedge.quantize.calibrate import Convergence, enough_images
@@ -329,6 +329,20 @@ def test_the_value_range_is_what_normalization_gives(name):
 def test_no_images_is_refused(graph, tmp_path):
     with pytest.raises(DataError, match="no images"):
         calibrate(graph, ["conv1"], [], tmp_path)
+
+
+def test_a_full_disk_is_one_line(graph, tmp_path, monkeypatch):
+    import errno
+
+    import onnx_ir as ir
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ir, "save", full)
+    with pytest.raises(CnnEdgeError, match="cannot write .*No space left on device"):
+        calibrate(graph, ["conv1"], [images(32, 32)], tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_activation_that_is_not_finite_is_named(toy_model, tmp_path):

@@ -11,6 +11,7 @@ from cnnedge.result import (
     judge,
     paired_interval,
     ratio_interval,
+    recommend,
     top_k,
 )
 
@@ -119,3 +120,56 @@ def test_ratio_of_interleaved_samples():
     noisy = np.random.default_rng(0).uniform(1, 5, 50)
     ratio, low, high = ratio_interval(ours, noisy)
     assert low < ratio < high
+
+
+# --- the speed gate ----------------------------------------------------------------------------
+
+
+def around(milliseconds, n=60, spread=0.01):
+    noise = np.random.default_rng(0).normal(1, spread, n)
+    return list(milliseconds * 1e-3 * noise)
+
+
+@pytest.mark.parametrize(
+    ("own", "sibling", "recommended"),
+    [
+        (1.0, 3.0, True),
+        (1.0, 1.03, True),
+        (1.0, 1.01, False),  # faster, and not by enough
+        (1.0, 0.5, False),
+    ],
+)
+def test_speed_gate(own, sibling, recommended):
+    found = recommend("int8", around(own), around(sibling), "this CPU has no int8 dot product")
+    assert found.recommended == recommended
+    assert found.against == "fp32"
+    assert found.ratio == pytest.approx(sibling / own, rel=0.01)
+    assert found.interval[0] <= found.ratio <= found.interval[1]
+    assert ("no int8 dot product" in found.reason) == (not recommended)
+
+
+def test_a_ratio_that_may_be_chance_is_not_recommended():
+    rng = np.random.default_rng(1)
+    own, sibling = rng.uniform(0.2, 1.8, 9), 1.03 * rng.uniform(0.2, 1.8, 9)
+    found = recommend("int8", list(own), list(sibling), None)
+    assert found.interval[0] < 1 < found.interval[1]
+    assert not found.recommended
+
+
+def test_what_was_not_measured_is_not_recommended():
+    assert not recommend("int8", None, around(3.0), None).recommended
+    assert recommend("fp32", around(3.0), around(3.0), None).recommended
+
+
+def test_weight_only_variants_are_judged_by_their_weights():
+    achieved = {"macs": {"float32": 1.0}, "weights": {"int4": 0.9, "float32": 0.1}}
+    verdict = judge(
+        comparison(), precision="int4-weight", max_drop=0.5, trained=True, achieved=achieved
+    )
+    assert verdict.status == "passed"
+    achieved["weights"] = {"float32": 1.0}
+    verdict = judge(
+        comparison(), precision="int4-weight", max_drop=0.5, trained=True, achieved=achieved
+    )
+    assert verdict.failed
+    assert "stores its weights in 100% float32" in verdict.reason

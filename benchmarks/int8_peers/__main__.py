@@ -1,18 +1,20 @@
 """INT8 of one trained model by cnnedge and by its peers, each in processes of its own.
 
-    python benchmarks/int8_peers alexnet.keras --data signs:20000 --data-seed 1 --json out.json
+    python benchmarks/int8_peers alexnet.keras --data signs:20480 --data-seed 1 --json out.json
 
 Beside cnnedge: ONNX Runtime's `quantize_static` with its defaults, NNCF on OpenVINO, the LiteRT
 converter. All get the same Keras model or its FP32 graph, and the same calibration images. Measured
 are calibration (seconds, and peak memory of a process that does nothing else), the answers to the
-test images against the Keras reference's, the size, and the latency at batch 1: long-lived
-processes take turns in blocks, A A A B B B A A A …, and only the runtime's call is timed.
+test images against the Keras reference's, the size, and the latency at batch 1: processes take
+turns in blocks, in another order each time, and are started anew for each round; only the
+runtime's call is timed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import subprocess
 import sys
 import tempfile
@@ -26,6 +28,7 @@ from cnnedge.result import compare, ratio_interval
 
 WORKER = Path(__file__).with_name("worker.py")
 BLOCK = 20  # timed calls in a block
+BLOCKS = 3  # of each contestant before its process is started anew
 TITLES = {
     "keras": "Keras (reference)",
     "ort-fp32": "cnnedge FP32 on ONNX Runtime",
@@ -100,28 +103,30 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         tell(f"quantizing: {name}")
         rows[name] = attempt(lambda name=name: result_of("quantize", folder, name))
     rows[f"{ours}-openvino"] = dict(rows[ours])  # peers may run our graph too
-    servers: dict[str, Server] = {}
-    for name, row in rows.items():
-        if "error" in row:
-            continue
-        tell(f"answering: {name}")
-        try:
-            servers[name] = Server(folder, name, row["file"], threads)
-            if name != "keras":
-                servers[name].ask("answers")
-        except (RuntimeError, OSError) as error:
-            row["error"] = str(error)
-            servers.pop(name, None)
-    samples: dict[str, list[float]] = {name: [] for name in servers}
+    running = {name: row for name, row in rows.items() if "error" not in row}
+    for name, row in running.items():
+        if name != "keras":  # whose answers are the reference
+            tell(f"answering: {name}")
+            row.update(attempt(lambda name=name, row=row: answer(folder, name, row, threads)))
+    running = {name: row for name, row in running.items() if "error" not in row}
+    samples: dict[str, list[float]] = {name: [] for name in running}
+    shuffled, order = random.Random(0), list(running)
     for number in range(arguments.rounds):
         tell(f"timing: round {number + 1} of {arguments.rounds}")
-        for name, server in servers.items():
-            samples[name] += server.ask(f"time {BLOCK}")
-    for server in servers.values():
-        server.close()
+        # New processes each time: where its memory happens to lie makes one 20 % faster than
+        # another of the same program.
+        servers = {
+            name: Server(folder, name, row["file"], threads) for name, row in running.items()
+        }
+        for _ in range(BLOCKS):
+            shuffled.shuffle(order)  # or one would always come after the same, slower neighbour
+            for name in order:
+                samples[name] += servers[name].ask(f"time {BLOCK}")
+        for server in servers.values():
+            server.close()
     reference = np.load(folder / "keras.answers.npy")
     targets = np.load(folder / "targets.npy")
-    for name in servers:
+    for name in running:
         rows[name]["samples_ms"] = [round(1e3 * s, 4) for s in samples[name]]
         rows[name]["median_ms"] = 1e3 * float(np.median(samples[name]))
         rows[name]["p90_ms"] = 1e3 * float(np.percentile(samples[name], 90))
@@ -141,11 +146,19 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
+def answer(folder: Path, name: str, row: dict[str, Any], threads: int) -> dict[str, Any]:
+    """Let a contestant answer the test images."""
+    server = Server(folder, name, row["file"], threads)
+    server.ask("answers")
+    server.close()
+    return {}
+
+
 def attempt(work: Any) -> dict[str, Any]:
     """Return a result, or the one line that says why there is none."""
     try:
         return work()
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         return {"error": str(error)}
 
 
@@ -247,12 +260,14 @@ def main() -> None:
     """Parse the command line, measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", type=Path, help="a trained .keras file")
-    parser.add_argument("--data", default="signs:20000", help="digits, signs:N or a folder")
+    parser.add_argument("--data", default="signs:20480", help="digits, signs:N or a folder")
     parser.add_argument("--data-seed", type=int, default=1, help="not the one of the training")
     parser.add_argument("--test-images", type=int, default=5000)
     parser.add_argument("--calibration-images", type=int, default=128)
     parser.add_argument("--method", default="minmax", help="cnnedge's calibration method")
-    parser.add_argument("--rounds", type=int, default=12, help=f"blocks of {BLOCK} calls of each")
+    parser.add_argument(
+        "--rounds", type=int, default=10, help=f"of new processes, {BLOCKS} blocks each"
+    )
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)

@@ -120,7 +120,9 @@ def _build(
     gate = _Gate(source, recipe, test, answers)
     verdicts = {g.name: gate.judge(g, comparisons[g.name]) for g in graphs}
     for index, graph in enumerate(graphs):
-        if calibrated is None or not recipe.guard or not _may_be_mended(graph, verdicts):
+        lost_too_much = comparisons[graph.name].drop > recipe.max_drop
+        may_be_mended = graph.precision == "int8" and verdicts[graph.name].failed and lost_too_much
+        if calibrated is None or not recipe.guard or not may_be_mended:
             continue
         plain = (comparisons[graph.name], verdicts[graph.name])
         graphs[index] = mended = _guard(calibrated, graph, plain, gate, folder, progress)
@@ -272,10 +274,6 @@ class _Gate:
             trained=self.source.weights != "random" and self.source.may_calibrate,
             achieved=achieved_precision(graph.model),
         )
-
-
-def _may_be_mended(graph: Graph, verdicts: Mapping[str, Verdict]) -> bool:
-    return graph.precision == "int8" and verdicts[graph.name].failed
 
 
 def _guard(

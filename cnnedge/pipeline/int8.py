@@ -11,7 +11,6 @@ import numpy as np
 
 from cnnedge.data import Split
 from cnnedge.data.split import refuse_overlap
-from cnnedge.graph.precision import achieved_precision
 from cnnedge.image import normalize, value_range
 from cnnedge.machine import this_machine
 from cnnedge.progress import Progress
@@ -149,8 +148,8 @@ def describe_quantization(
         "method": method,
         "weight_limit": plan.target.weight_limit,
         "kept_float": dict(plan.skipped),
-        "achieved": achieved_precision(graph.model),
         "attempts": [] if found is None else [attempt.to_dict() for attempt in found.attempts],
         "chosen": None if found is None else found.chosen,
+        "method_divergence_nats": {} if found is None else dict(found.methods),
         "sensitivity": [] if found is None else [asdict(layer) for layer in found.sensitivity],
     }

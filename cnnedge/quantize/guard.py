@@ -101,6 +101,8 @@ class Guarded:
         method: The calibration method that its scales come from.
         attempts: Everything that was tried, in order; the first is the plain one.
         chosen: Which of the attempts the graph is.
+        methods: The divergence of the plain graph with each calibration method's scales, nats;
+            empty where the gate held at once.
         sensitivity: Of each layer, the most sensitive first; empty unless it came to that.
     """
 
@@ -108,6 +110,7 @@ class Guarded:
     method: str
     attempts: tuple[Attempt, ...]
     chosen: int
+    methods: Mapping[str, float]
     sensitivity: tuple[LayerSensitivity, ...] = ()
 
     @property
@@ -155,8 +158,9 @@ def hold_gate(
     state = _State(model, calibration, method)
     if guard.try_it("plain", f"{method} calibration", state, plain):
         return guard.result()
-    others = [replace(state, method=other) for other in METHODS if other != method]
-    state = min([state, *others], key=guard.divergence_of)
+    candidates = [state] + [replace(state, method=other) for other in METHODS if other != method]
+    guard.methods = {candidate.method: guard.divergence_of(candidate) for candidate in candidates}
+    state = min(candidates, key=guard.divergence_of)
     if state.method != method and guard.try_it(
         "calibration", f"{state.method} calibration: nearest to FP32 of {', '.join(METHODS)}", state
     ):
@@ -198,6 +202,7 @@ class _Guard:
         self._target, self._images, self._evaluate = target, images, evaluate
         self._folder, self._progress = folder, progress
         self._expected = np.log(np.maximum(_answers(model, images()), _TINY))
+        self.methods: dict[str, float] = {}
         self._attempts: list[Attempt] = []
         self._graphs: list[tuple[QuantizedGraph, str]] = []
         self._sensitivity: list[LayerSensitivity] = []
@@ -308,7 +313,8 @@ class _Guard:
 
         best = max(range(len(self._attempts)), key=rank)
         graph, method = self._graphs[best]
-        return Guarded(graph, method, tuple(self._attempts), best, tuple(self._sensitivity))
+        attempts, layers = tuple(self._attempts), tuple(self._sensitivity)
+        return Guarded(graph, method, attempts, best, self.methods, layers)
 
 
 def _answers(model: Any, batches: Iterable[np.ndarray]) -> np.ndarray:
