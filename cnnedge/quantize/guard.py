@@ -162,7 +162,7 @@ def hold_gate(
     guard.methods = {candidate.method: guard.divergence_of(candidate) for candidate in candidates}
     state = min(candidates, key=guard.divergence_of)
     if state.method != method and guard.try_it(
-        "calibration", f"{state.method} calibration: nearest to FP32 of {', '.join(METHODS)}", state
+        "calibration", f"{state.method} calibration, the best of {len(METHODS)}", state
     ):
         return guard.result()
 
@@ -172,14 +172,14 @@ def hold_gate(
         observed = calibrate(equalized.model, tensors, images(), folder)
         balanced = [_State(equalized.model, observed, other) for other in METHODS]
         best = min(balanced, key=guard.divergence_of)
-        pairs = f"cross-layer equalisation of {len(equalized.factors)} layers, {best.method}"
+        pairs = f"{len(equalized.factors)} layers equalised, {best.method} calibration"
         if guard.try_it("equalize", pairs, best):
             return guard.result()
         state = min([state, best], key=guard.divergence_of)
 
     noise = guard.noise(state)
     corrected = replace(state, model=correct_bias(state.model, noise))
-    if guard.try_it("bias", f"bias correction of {len(noise)} layers", corrected):
+    if guard.try_it("bias", f"biases of {len(noise)} layers corrected", corrected):
         return guard.result()
     state = min([state, corrected], key=guard.divergence_of)
 
