@@ -181,7 +181,8 @@ def recommend(
     if ratio >= SPEED_GATE and low > 1.0:
         return Recommendation(True, measured, "fp32", ratio, (low, high))
     why = f" ({lacks})" if lacks else ""
-    reason = f"{measured}, and {SPEED_GATE:.2f}× is asked{why}"
+    short = "which may be chance" if ratio >= SPEED_GATE else f"and {SPEED_GATE:.2f}× is asked"
+    reason = f"{measured}, {short}{why}"
     return Recommendation(False, reason, "fp32", ratio, (low, high))
 
 

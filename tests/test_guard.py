@@ -370,3 +370,18 @@ def test_the_bundle_of_a_hard_model_says_what_was_tried(hard_model, digits, tmp_
     assert "what was tried to hold the gate" in page
     assert "How many calibration images were enough?" in page
     assert run_command("verify", tmp_path / "hard", "--data", "digits").exit_code == 0
+
+
+def test_weights_keep_seven_bits_for_a_cpu_without_a_dot_product(toy_file, tmp_path):
+    done = run_command(
+        *("export", toy_file, "-o", tmp_path / "toy", "--max-drop", 3, "--precision", "int8"),
+        "--no-dot-product",
+    )
+    assert done.exit_code == 0, done.output
+    manifest = json.loads((tmp_path / "toy" / "manifest.json").read_text())
+    limits = {
+        v["name"]: v["quantization"]["weight_limit"]
+        for v in manifest["variants"]
+        if v["precision"] == "int8"
+    }
+    assert limits == {"int8": 63, "int8-trt": 127}

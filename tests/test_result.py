@@ -150,10 +150,12 @@ def test_speed_gate(own, sibling, recommended):
 
 def test_a_ratio_that_may_be_chance_is_not_recommended():
     rng = np.random.default_rng(1)
-    own, sibling = rng.uniform(0.2, 1.8, 9), 1.03 * rng.uniform(0.2, 1.8, 9)
+    own, sibling = rng.uniform(0.2, 1.8, 9), 1.4 * rng.uniform(0.2, 1.8, 9)
     found = recommend("int8", list(own), list(sibling), None)
     assert found.interval[0] < 1 < found.interval[1]
+    assert found.ratio >= 1.02
     assert not found.recommended
+    assert "may be chance" in found.reason
 
 
 def test_what_was_not_measured_is_not_recommended():

@@ -186,6 +186,11 @@ def train_command(
     help="How INT8 scales are chosen at first. [minmax]",
 )
 @click.option(
+    "--dot-product/--no-dot-product",
+    default=None,
+    help="Whether the CPU that will run INT8 has VNNI or Arm's dot product. [as this machine]",
+)
+@click.option(
     "--no-guard", is_flag=True, help="Leave an INT8 variant that fails its gate as it is."
 )
 @click.option("--test-images", type=click.IntRange(1), help="At most this many. [all]")
