@@ -1,8 +1,8 @@
 """One contestant in a process of its own: quantizes, answers, or is timed, as its parent says.
 
-worker.py prepare FOLDER MODEL.keras …   what all of them are given
-worker.py quantize FOLDER NAME           → RESULT {seconds, peak memory, bytes}
-worker.py serve FOLDER NAME THREADS      reads "answers" or "time N" from standard input
+worker.py prepare FOLDER MODEL.keras …    what all of them are given
+worker.py quantize FOLDER NAME            → RESULT {seconds, peak memory, bytes}
+worker.py serve FOLDER NAME FILE THREADS  reads "answers" or "time N" from standard input
 """
 
 from __future__ import annotations
