@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from test_export import export, images
 
 from cnnedge.data.split import Split, refuse_overlap
@@ -21,10 +20,15 @@ from cnnedge.quantize.histogram import SIDE, Histogram
 from cnnedge.quantize.qdq import activation_scale
 from cnnedge.quantize.threshold import PERCENTILE, entropy, minmax, mse, percentile
 
-values = hnp.arrays(
-    np.float32,
+# Batches of very different magnitude, so that histograms have to widen on their way.
+values = st.builds(
+    lambda seed, size, scale, shift: (
+        scale * np.random.default_rng(seed).normal(loc=shift, size=size)
+    ).astype(np.float32),
+    st.integers(0, 2**32 - 1),
     st.integers(1, 200),
-    elements=st.floats(-1e6, 1e6, width=32).map(lambda x: 0.0 if abs(x) < 1e-6 else x),
+    st.sampled_from([0.0, 1e-3, 1.0, 1.7, 50.0, 1e4]),
+    st.sampled_from([-3.0, 0.0, 3.0]),
 )
 
 
@@ -47,7 +51,7 @@ def same(one, other):
 # --- histograms --------------------------------------------------------------------------------
 
 
-@given(st.lists(values, min_size=1, max_size=5), st.randoms(use_true_random=False))
+@given(st.lists(values, min_size=2, max_size=5), st.randoms(use_true_random=False))
 @settings(deadline=None, max_examples=60)
 def test_neither_order_nor_batches_matter(batches, random):
     shuffled = list(batches)
@@ -70,6 +74,13 @@ def test_every_value_is_in_its_bin(batches):
             below = (everything < value).sum()
             first = np.searchsorted(lower, value, side="right") - 1
             assert found.counts[:first].sum() <= below <= found.counts[: first + 1].sum()
+
+
+def test_widening_merges_neighbours():
+    one, other = histogram_of([0.3, -0.7], [5.0], [-90.0]), histogram_of([0.3, -0.7, 5.0, -90.0])
+    assert same(one, other)
+    assert one.width > histogram_of([0.3, -0.7]).width
+    assert not same(one, histogram_of([0.3, -0.7, 5.0]))
 
 
 def test_memory_does_not_grow_with_what_was_seen():

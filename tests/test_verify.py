@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -174,3 +175,9 @@ def test_golden_images_are_real_files_of_two_kinds(toy_bundle):
     names = [n for n in toy_bundle.manifest.files if "golden" in n]
     assert len(names) == selftest.GOLDEN
     assert {n.rsplit(".")[-1] for n in names} == {"png", "jpg"}
+
+
+def test_images_that_the_scales_were_taken_from_are_refused(toy_bundle, digits):
+    seen = replace(digits, test=digits.calibration)
+    with pytest.raises(DataError, match="is one that toy was calibrated on"):
+        verify_bundle(toy_bundle.root, seen)
