@@ -22,7 +22,8 @@ from cnnedge.quantize.plan import Plan
 from cnnedge.quantize.threshold import METHODS, Limits
 
 # Values of a tensor that enter its histogram, of each image: the scales they give differ from those
-# of all the values by less than calibration with other images does (benchmarks/calibration.py).
+# of all the values by no more than, for entropy about as much as, those of half the images do
+# (benchmarks/calibration.py).
 SAMPLES = 16384
 BATCH_SIZE = 1  # images at a time: more is hardly faster, and each takes memory
 _FIRST_PART = "image/"  # names the nodes that scale the image; what is behind them has exact limits
