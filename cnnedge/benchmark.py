@@ -9,19 +9,21 @@ take 14 ms where it takes 4.3 alone. See docs/decisions/interleaved-blocks.md.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cnnedge.bundle import open_bundle
+from cnnedge.errors import BundleError
 from cnnedge.image import normalize
 from cnnedge.machine import Machine, this_machine, tool_versions
 from cnnedge.progress import Progress, silent
-from cnnedge.result import Measurement, Recommendation, ratio_interval, recommend
-from cnnedge.runtime import open_variant
+from cnnedge.result import GpuTimes, Measurement, Recommendation, ratio_interval, recommend
+from cnnedge.runtime import RunSettings, open_variant, runs_on, usable_variants
 
 WARM_UP_SECONDS = 0.5
 FEWEST_ROUNDS = 3  # blocks of each contestant, however long they take
@@ -35,8 +37,8 @@ class Benchmark:
     """Single-stream latencies of one model's variants, measured in one run.
 
     Attributes:
-        measurements: One per contestant, batch 1, the runtime call alone: uint8 tensor in,
-            probabilities out; no decoding, no resizing.
+        measurements: One per contestant, the runtime call alone: uint8 tensor in, probabilities
+            out; no decoding, no resizing.
         baseline: The contestant that ratios are quoted against.
         environment: Machine, versions, threads, and what is timed.
         precisions: Of those that are variants of the bundle, by name.
@@ -71,7 +73,7 @@ class Benchmark:
             rows.append(row)
         return {
             "scenario": "single-stream",
-            "batch": 1,
+            "batch": self.environment.get("batch", 1),
             "environment": dict(self.environment),
             "measurements": rows,
         }
@@ -88,7 +90,7 @@ def measure_interleaved(
     """Time callables in turn, a block of calls each, until the time is spent.
 
     Args:
-        contestants: What to call, by name.
+        contestants: What to call, by name; a call may return `GpuTimes`, which are kept.
         seconds: About how long to measure, warm-up aside; at least `FEWEST_ROUNDS` blocks of each
             are made whatever they take.
         most_rounds: Stop after so many blocks of each; 34 are enough for a p99.
@@ -101,6 +103,7 @@ def measure_interleaved(
         while clock() - start < WARM_UP_SECONDS:
             call()
     samples: dict[str, list[float]] = {name: [] for name in contestants}
+    on_gpu: dict[str, list[GpuTimes]] = {name: [] for name in contestants}
     start, rounds = clock(), 0
     while rounds < most_rounds and (rounds < FEWEST_ROUNDS or clock() - start < seconds):
         for name, call in contestants.items():
@@ -110,11 +113,15 @@ def measure_interleaved(
                 settled += 1
             for _ in range(BLOCK):
                 before = clock()
-                call()
+                returned = call()
                 samples[name].append(clock() - before)
+                if isinstance(returned, GpuTimes):
+                    on_gpu[name].append(returned)
         rounds += 1
         progress("benchmark", rounds, most_rounds)
-    return [Measurement(name, tuple(taken)) for name, taken in samples.items()]
+    return [
+        Measurement(name, tuple(taken), gpu=tuple(on_gpu[name])) for name, taken in samples.items()
+    ]
 
 
 def bench_bundle(
@@ -122,37 +129,69 @@ def bench_bundle(
     *,
     reference: Callable[[np.ndarray], np.ndarray] | None = None,
     threads: int | None = None,
+    runtimes: Sequence[str] = ("cpu",),
+    batch: int = 1,
     seconds: float = 10.0,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Benchmark:
-    """Measure the variants that a CPU runs, beside the Keras reference where it is given.
+    """Measure a bundle's variants on one or more runtimes, beside the Keras reference if given.
 
     Args:
         path: The bundle.
         reference: The Keras reference, uint8 batch → probabilities; it becomes the baseline. Give
             `backends.keras.compiled`, which is how its users run it.
         threads: Threads of each call; None lets the runtime use every core.
+        runtimes: What runs them; see `runtime.RUNTIMES`. On the CPU, variants written for TensorRT
+            are left out: it would emulate them. On others, a variant is named "fp16@rtx".
+        batch: Images in each call.
         seconds: About how long to measure.
         seed: Seeds the image, whose content does not matter to a CNN's speed.
         progress: Told how far it is.
+
+    Raises:
+        BundleError: the bundle has nothing that a runtime runs.
+        BackendError: a runtime is not to be had here.
     """
     bundle = open_bundle(path)
     manifest = bundle.manifest
-    size = (1, manifest.image.height, manifest.image.width, manifest.image.channels)
+    size = (batch, manifest.image.height, manifest.image.width, manifest.image.channels)
     image = np.random.default_rng(seed).integers(0, 256, size, np.uint8)
     feed = normalize(image, manifest.normalization) if manifest.input == "float32" else image
     contestants: dict[str, Callable[[], Any]] = {}
+    providers: dict[str, str] = {}
     if reference is not None:
         contestants["keras"] = lambda: reference(image)
-    for variant in manifest.variants:
-        if variant.target == "trt":  # a CPU would emulate it: its speed there means nothing
-            continue
-        answer = open_variant(bundle, variant, threads=threads)
-        contestants[variant.name] = lambda answer=answer: answer(feed)  # type: ignore[misc]
+    for runtime in runtimes:
+        settings = RunSettings(runtime, threads)
+        usable = usable_variants(bundle, settings)
+        for variant in manifest.variants:
+            if not runs_on(variant, runtime) or (usable is not None and variant.name not in usable):
+                continue
+            name = variant.name if runtime == "cpu" else f"{variant.name}@{runtime}"
+            answer = open_variant(bundle, variant, settings)
+            providers[name] = str(getattr(answer, "provider", "?"))
+            # A session that times its parts is measured by them and as a whole in the same calls.
+            contestants[name] = partial(getattr(answer, "timed", answer), feed)
+    if not contestants:
+        raise BundleError(
+            f"nothing in {bundle.root} runs on {', '.join(runtimes)}", fix="name other runtimes"
+        )
     measured = measure_interleaved(contestants, seconds=seconds, progress=progress)
+    measured = [replace(m, images=batch) for m in measured]
     precisions = {v.name: v.precision for v in manifest.variants if v.name in contestants}
-    return Benchmark(tuple(measured), next(iter(contestants)), environment(threads), precisions)
+    described = {**environment(threads), "batch": batch, "providers": providers}
+    if set(runtimes) != {"cpu"}:
+        described["gpu"], _ = describe_gpu()
+    return Benchmark(tuple(measured), next(iter(contestants)), described, precisions)
+
+
+def describe_gpu() -> tuple[dict[str, Any] | None, str]:
+    """Return this machine's GPU as data; or None, and why there is none."""
+    from cnnedge.backends.gpu import find_gpu
+
+    facts, why = find_gpu()
+    return (None if facts is None else facts.to_dict()), why
 
 
 def lacking(precision: str, machine: Machine) -> str | None:

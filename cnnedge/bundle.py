@@ -6,6 +6,7 @@
     labels.txt        one label a line, in the order of the output
     model.*.onnx      the variants
     selftest/         golden images, the tensors they must become, the answers they must get
+    engines/*.plan    TensorRT plans, each with its note
     report.html       the same as a page
 """
 
@@ -16,13 +17,14 @@ import json
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cnnedge.errors import BundleError
-from cnnedge.files import sha256
+from cnnedge.files import atomic_path, sha256, write_text
 from cnnedge.image import ImageContract
+from cnnedge.plan import PlanNote
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -77,6 +79,26 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class Engine:
+    """One TensorRT plan of a bundle; its note tells what it was built from and for.
+
+    Attributes:
+        variant: The variant it was built from.
+        runtime: "tensorrt" or "rtx".
+        file: The plan's path inside the bundle; likewise its hash and size.
+        note: The note's path; likewise its hash.
+    """
+
+    variant: str
+    runtime: str
+    file: str
+    sha256: str
+    bytes: int
+    note: str
+    note_sha256: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything a receiver has to know of a bundle; see docs/manifest.md for each field."""
 
@@ -87,6 +109,7 @@ class Manifest:
     input: str
     labels: tuple[str, ...]
     variants: tuple[Variant, ...]
+    engines: tuple[Engine, ...] = ()
     reference: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     calibration: Mapping[str, Any] = field(default_factory=dict)
@@ -126,6 +149,7 @@ class Manifest:
         fields["image"] = ImageContract.from_dict(fields["image"])
         fields["labels"] = tuple(fields["labels"])
         fields["variants"] = tuple(Variant(**variant) for variant in fields["variants"])
+        fields["engines"] = tuple(Engine(**engine) for engine in fields.get("engines", ()))
         return Manifest(**fields)
 
 
@@ -159,6 +183,8 @@ def open_bundle(root: Path | str) -> Bundle:
         ) from error
     expected = {variant.file: variant.sha256 for variant in manifest.variants}
     expected |= {name: str(entry["sha256"]) for name, entry in manifest.files.items()}
+    expected |= {engine.file: engine.sha256 for engine in manifest.engines}
+    expected |= {engine.note: engine.note_sha256 for engine in manifest.engines}
     for name in expected:
         _check_inside(root, name)
     # Large first and two at a time: hashing is most of the time that loading a bundle takes.
@@ -171,6 +197,48 @@ def open_bundle(root: Path | str) -> Bundle:
                 f"{root / name} is not what the manifest names: it was altered or cut short",
                 fix="copy or export the bundle again",
             )
+    return Bundle(root, manifest)
+
+
+def put_engine(
+    bundle: Bundle, note: PlanNote, plan: bytes, timing_cache: bytes | None = None
+) -> Bundle:
+    """Add a plan with its note to a bundle, in the place of the one of that name.
+
+    The manifest forgets the old plan before its file changes, and names the new one after: whatever
+    kills this leaves a bundle, at worst without that plan.
+
+    Returns:
+        The bundle with its new manifest.
+
+    Raises:
+        CnnEdgeError: the bundle cannot be written.
+    """
+    root, sidecar = bundle.root, f"{note.file.removesuffix('.plan')}.json"
+    cache = None if note.timing_cache is None else str(note.timing_cache["file"])
+    others = tuple(engine for engine in bundle.manifest.engines if engine.file != note.file)
+    files = {name: entry for name, entry in bundle.manifest.files.items() if name != cache}
+    without = replace(bundle.manifest, engines=others, files=files)
+    if without != bundle.manifest:
+        write_text(root / MANIFEST, without.to_json())
+    with atomic_path(root / note.file) as temporary:
+        temporary.write_bytes(plan)
+    write_text(root / sidecar, note.to_json())
+    if cache is not None and timing_cache is not None:
+        with atomic_path(root / cache) as temporary:
+            temporary.write_bytes(timing_cache)
+        files |= describe_files(root, [cache])
+    engine = Engine(
+        note.variant,
+        note.runtime,
+        note.file,
+        note.sha256,
+        note.bytes,
+        sidecar,
+        sha256(root / sidecar),
+    )
+    manifest = replace(without, engines=(*others, engine), files=files)
+    write_text(root / MANIFEST, manifest.to_json())
     return Bundle(root, manifest)
 
 

@@ -41,6 +41,8 @@ class Recipe(BaseModel):
             without one, weights keep 7 bits so that sums cannot saturate. None: as this machine.
         test_images: At most so many images are verified on; None: the whole test split, or 32
             where the weights are random.
+        engines: TensorRT plans to build into the bundle: "tensorrt" (on this machine's GPU), "rtx".
+        max_batch: The largest batch that those take.
         bench_seconds: About how long the latencies are measured, warm-up aside.
         seed: Seeds weights, splits and subsets.
     """
@@ -62,6 +64,8 @@ class Recipe(BaseModel):
     guard: bool = True
     dot_product: bool | None = None
     test_images: int | None = Field(None, ge=1)
+    engines: tuple[Literal["tensorrt", "rtx"], ...] = ()
+    max_batch: int = Field(8, ge=1)
     bench_seconds: float = Field(8.0, gt=0)
     seed: int = 0
 

@@ -15,6 +15,38 @@ Z95 = 1.959964  # the normal distribution's 97.5 % quantile
 
 
 @dataclass(frozen=True)
+class GpuTimes:
+    """What one call cost on a GPU, by part, in seconds: the first three between CUDA events.
+
+    Attributes:
+        copy_in: Input, host to device ("H2D Latency" in trtexec's words).
+        compute: The kernels ("GPU Compute Time").
+        copy_out: Output, device to host ("D2H Latency").
+        enqueue: What the host took to enqueue all three ("Enqueue Time").
+    """
+
+    copy_in: float
+    compute: float
+    copy_out: float
+    enqueue: float
+
+    @property
+    def latency(self) -> float:
+        """Copies and compute together (trtexec's "Latency")."""
+        return self.copy_in + self.compute + self.copy_out
+
+
+# trtexec's names, which its users compare with.
+GPU_FIGURES = {
+    "GPU Compute Time": lambda t: t.compute,
+    "Latency": lambda t: t.latency,
+    "Enqueue Time": lambda t: t.enqueue,
+    "H2D Latency": lambda t: t.copy_in,
+    "D2H Latency": lambda t: t.copy_out,
+}
+
+
+@dataclass(frozen=True)
 class Measurement:
     """Latencies of one thing.
 
@@ -22,11 +54,13 @@ class Measurement:
         name: What was measured.
         samples: Seconds, one per call, in the order they were taken.
         images: Images per call.
+        gpu: The same calls by part, where they ran on a GPU that tells.
     """
 
     name: str
     samples: tuple[float, ...]
     images: int = 1
+    gpu: tuple[GpuTimes, ...] = ()
 
     @property
     def median(self) -> float:
@@ -39,8 +73,16 @@ class Measurement:
             return None
         return float(np.percentile(self.samples, percent, method="higher"))
 
+    def gpu_medians(self) -> dict[str, float]:
+        """Return the median of each of a GPU's figures in seconds, by trtexec's name."""
+        return {
+            name: float(np.median([of(times) for times in self.gpu]))
+            for name, of in (GPU_FIGURES.items() if self.gpu else ())
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON-able data, milliseconds and raw samples."""
+        on_gpu = {f"{name} (ms)": _ms(median) for name, median in self.gpu_medians().items()}
         return {
             "name": self.name,
             "images": self.images,
@@ -49,7 +91,7 @@ class Measurement:
             "p90_ms": _ms(self.percentile(90)),
             "p99_ms": _ms(self.percentile(99)),
             "samples_ms": [_ms(s) for s in self.samples],
-        }
+        } | ({"gpu": on_gpu} if on_gpu else {})
 
 
 @dataclass(frozen=True)

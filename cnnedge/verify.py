@@ -11,11 +11,11 @@ import numpy as np
 
 from cnnedge.bundle import Bundle, Manifest, Variant, open_bundle
 from cnnedge.data import Dataset, Split
-from cnnedge.errors import DataError
+from cnnedge.errors import BundleError, DataError
 from cnnedge.image import ImageContract, normalize
 from cnnedge.progress import Progress, silent
 from cnnedge.result import Comparison, Verdict, compare, judge
-from cnnedge.runtime import open_variant
+from cnnedge.runtime import RunSettings, open_variant, runs_on, usable_variants
 from cnnedge.selftest import Fingerprints, StageReport, run_selftest
 
 Answer = Callable[[np.ndarray], np.ndarray]
@@ -95,6 +95,7 @@ def verify_bundle(
     reference: Answer | None = None,
     max_drop: float | None = None,
     limit: int | None = None,
+    runtime: str = "cpu",
     progress: Progress = silent,
 ) -> Verification:
     """Replay a bundle's self-test here; with data, also measure accuracy and apply the gate.
@@ -107,16 +108,22 @@ def verify_bundle(
             Keras within 1e-5 then.
         max_drop: The largest top-1 drop allowed, in points; None: the bundle's own.
         limit: At most this many test images.
+        runtime: What runs the variants; see `runtime.RUNTIMES`. On one of a GPU, those that it runs
+            are held against the recorded answers or the given reference.
         progress: Told how many images are done.
 
     Raises:
-        BundleError: the bundle is incomplete or was altered.
+        BundleError: the bundle is incomplete or was altered, or has nothing that the runtime runs.
+        BackendError: the runtime is not to be had here.
         DataError: the data's labels are not the bundle's.
     """
     bundle = open_bundle(path)
     manifest = bundle.manifest
-    run = {v.name: _as_uint8(manifest, open_variant(bundle, v)) for v in manifest.variants}
-    providers = {name: getattr(answer, "provider", "?") for name, answer in run.items()}
+    settings = RunSettings(runtime)
+    chosen = _chosen(bundle, settings)
+    opened = {v.name: open_variant(bundle, v, settings) for v in chosen}
+    providers = {name: getattr(answer, "provider", "?") for name, answer in opened.items()}
+    run = {name: _as_uint8(manifest, answer) for name, answer in opened.items()}
     stages = {
         report.variant: report
         for report in run_selftest(bundle, run, lambda name, x: _fingerprint(bundle, name, x))
@@ -135,14 +142,16 @@ def verify_bundle(
         expected = None if reference is not None else _recorded(bundle, split)
         against = "Keras" if reference is not None else "Keras, as recorded at export"
         if reference is None and expected is None:
-            reference, against = run["fp32"], "the FP32 variant (held to Keras at export)"
+            fp32 = open_variant(bundle, manifest.variant("fp32"))
+            reference = _as_uint8(manifest, fp32)
+            against = "the FP32 variant on the CPU (held to Keras at export)"
         comparisons, _ = compare_variants(
             run, reference, split, manifest.image, expected=expected, progress=progress
         )
         data = f"{len(split)} test images of {dataset.spec}"
     allowed = manifest.max_drop if max_drop is None else max_drop
     reports = []
-    for v in manifest.variants:
+    for v in chosen:
         achieved = _achieved(bundle, v)
         comparison, verdict = comparisons.get(v.name), None
         if comparison is not None:
@@ -210,6 +219,23 @@ def compare_variants(
     right = np.concatenate(theirs) if expected is None else expected
     compared = {name: compare(np.concatenate(a), right, truth) for name, a in answers.items()}
     return compared, right
+
+
+def _chosen(bundle: Bundle, settings: RunSettings) -> list[Variant]:
+    """Return the variants to verify: on a CPU all, which it emulates; on a GPU what runs there."""
+    if settings.runtime == "cpu":
+        return list(bundle.manifest.variants)
+    usable = usable_variants(bundle, settings)
+    chosen = [
+        v
+        for v in bundle.manifest.variants
+        if runs_on(v, settings.runtime) and (usable is None or v.name in usable)
+    ]
+    if not chosen:
+        raise BundleError(
+            f"nothing in {bundle.root} runs on {settings.runtime}", fix="export fp16 or int8"
+        )
+    return chosen
 
 
 def _refuse_calibration_images(manifest: Manifest, split: Split) -> None:

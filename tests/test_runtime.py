@@ -15,11 +15,11 @@ from PIL import Image
 from test_bundle import edit_manifest
 
 import cnnedge
-from cnnedge import runtime
 from cnnedge.backends.onnxruntime import open_session
 from cnnedge.bundle import open_bundle
 from cnnedge.errors import BackendError, BundleError, ImageError
 from cnnedge.machine import Machine
+from cnnedge.runtime import choice
 
 
 def test_three_lines(toy_bundle, digits):
@@ -100,22 +100,22 @@ def test_the_fastest_recommended_is_chosen_where_it_was_measured(
     edit_manifest(bundle_copy, time_it)
     bundle = open_bundle(bundle_copy)
     measured_on = bundle.manifest.machine["cpu"]
-    monkeypatch.setattr(runtime, "this_machine", lambda: machine(measured_on))
-    choice = runtime.choose(bundle)
-    assert choice.variant.name == expected
-    assert "as measured on this CPU model" in choice.reason
+    monkeypatch.setattr(choice, "this_machine", lambda: machine(measured_on))
+    found = choice.choose(bundle)
+    assert found.variant.name == expected
+    assert "as measured on this CPU model" in found.reason
 
 
 @pytest.mark.parametrize(("isa", "expected"), [(["avx512_vnni"], "int8"), (["avx2"], "fp32")])
 def test_elsewhere_the_instruction_set_decides(toy_bundle, monkeypatch, isa, expected):
-    monkeypatch.setattr(runtime, "this_machine", lambda: machine(isa=isa))
-    choice = runtime.choose(toy_bundle)
-    assert choice.variant.name == expected
-    assert "int8 dot product" in choice.reason
+    monkeypatch.setattr(choice, "this_machine", lambda: machine(isa=isa))
+    found = choice.choose(toy_bundle)
+    assert found.variant.name == expected
+    assert "int8 dot product" in found.reason
 
 
 def test_a_variant_that_failed_its_gate_is_not_chosen(bundle_copy, monkeypatch):
-    monkeypatch.setattr(runtime, "this_machine", lambda: machine(isa=["avx512_vnni"]))
+    monkeypatch.setattr(choice, "this_machine", lambda: machine(isa=["avx512_vnni"]))
 
     def fail(fields):
         for variant in fields["variants"]:

@@ -11,10 +11,12 @@ from typing import Any
 
 import click
 
+from cnnedge import __version__
 from cnnedge.errors import CnnEdgeError, GateError
 from cnnedge.progress import Progress, silent
 
 FAILED, GATE = 1, 3  # 2, usage, is click's own
+SOURCE = "digits, signs, signs:N, or a folder of class sub-folders."
 
 
 class Command(click.Command):
@@ -33,6 +35,16 @@ class Group(click.Group):
     """A group whose commands are of that kind."""
 
     command_class = Command
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="cnnedge")
+def main() -> None:
+    """Take a Keras image classifier to the device it will run on.
+
+    Train or bring a model, export it to ONNX in FP32, FP16 and INT8 and to TensorRT, prove that it
+    still answers like Keras, and hand over a bundle that an app embeds with three lines.
+    """
 
 
 def command(
@@ -99,3 +111,8 @@ def fail(error: Exception, code: int) -> None:
     """Print one line, ``error: what; what to do``, and exit."""
     click.echo(f"error: {' '.join(str(error).split())}", err=True)
     sys.exit(code)
+
+
+def as_list(text: str | None) -> tuple[str, ...] | None:
+    """Split a comma-separated option."""
+    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())

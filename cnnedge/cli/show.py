@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -84,6 +85,52 @@ def show_bundle(bundle: Any) -> None:
     click.echo(f"bundle: {bundle.root}   report: {bundle.path('report.html')}")
 
 
+def show_engines(bundle: Any, built: Any) -> None:
+    """Show plans fresh from the builder, as they were read back."""
+    rows = []
+    for engine in built:
+        note, found = engine.note, engine.report
+        homes = Counter(fusion.where for fusion in found.fusions)
+        rows.append(
+            (
+                note.variant,
+                ", ".join(note.compute_capabilities) or "8.6 and later",
+                " + ".join(_batches(profile) for profile in note.options.profiles),
+                f"{note.bytes / 1e6:.1f} MB",
+                " + ".join(str(count) for count in found.counts),
+                _share(found.achieved["macs"]),
+                ", ".join(f"{n} in {where}" for where, n in homes.items()) or None,
+                f"{note.build_seconds:.1f} s",
+                "not kept" if engine.failed else "kept",
+            )
+        )
+    headers = ("variant", "for GPUs", "batch", "size", "layers", "MACs in", "Conv + Relu")
+    print_table((*headers, "built in", ""), rows, left=(0, 1, 2, 5, 6, 8))
+    for engine in built:
+        note = engine.note
+        for line in engine.report.violations[:_MOST_LINES]:
+            click.echo(f"{note.variant}: {line}")
+        left = len(engine.report.violations) - _MOST_LINES
+        if left > 0:
+            click.echo(f"{note.variant}: and {left} more")
+        if engine.failed:
+            continue
+        if note.replay is None:
+            click.echo(
+                f"{note.variant}: not run: this machine has no GPU; on the device, "
+                f"`cnnedge verify {bundle} --runtime {note.runtime}`"
+            )
+        elif note.replay["diverged"]:
+            click.echo(f"{note.variant}: self-test diverged: {note.replay['detail']}")
+
+
+_MOST_LINES = 5
+
+
+def _batches(profile: Any) -> str:
+    return str(profile.largest) if profile.largest == 1 else f"1…{profile.largest}"
+
+
 def attempt_lines(quantization: Mapping[str, Any]) -> list[str]:
     """Return one line for each thing that was tried to make INT8 hold its gate."""
     lines = []
@@ -159,10 +206,25 @@ def show_benchmark(found: Any) -> None:
             )
         )
     print_table(("variant", "p50", "p90", "p99", "n", f"against {found.baseline} [95 %]"), rows)
+    _show_gpu_times(found)
     e = found.environment
-    click.echo(f"{e['machine']['cpu']}, {e['threads']} threads, batch 1; timed: {e['timed']}")
+    where = f"{e['machine']['cpu']}, {e['threads']} threads"
+    where += f"; {e['gpu']['name']}" if e.get("gpu") else ""
+    click.echo(f"{where}; batch {e.get('batch', 1)}; timed: {e['timed']}")
     for name, precision in found.precisions.items():
         speed = found.recommend(name, precision)
         if precision != "fp32":
             verdict = "recommended here" if speed.recommended else "not recommended here"
             click.echo(f"{name}: {verdict}: {speed.reason}")
+
+
+def _show_gpu_times(found: Any) -> None:
+    """Show the parts of calls on a GPU under trtexec's names, medians."""
+    rows = [
+        (m.name, *(f"{seconds * 1e3:.3f} ms" for seconds in m.gpu_medians().values()))
+        for m in found.measurements
+        if m.gpu
+    ]
+    if rows:
+        names = next(m.gpu_medians() for m in found.measurements if m.gpu)
+        print_table(("on the GPU, medians", *names), rows)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+_NAMES = {"float": "float32"}  # ONNX's own name for it
 
 
 def achieved_precision(model: Any) -> dict[str, dict[str, float]]:
@@ -22,14 +26,39 @@ def achieved_precision(model: Any) -> dict[str, dict[str, float]]:
     Returns:
         ``{"macs": {"int8": 0.99, "float32": 0.01}, "weights": {…}}``; each sums to 1.
     """
-    macs: Counter[str] = Counter()
-    weights: Counter[str] = Counter()
+    return shares(weighted_layers(model))
+
+
+@dataclass(frozen=True)
+class WeightedLayer:
+    """A convolution or a dense layer by what it computes in.
+
+    Attributes:
+        name: The node's name.
+        op_type: "Conv", "Gemm", "MatMul" or "MatMulNBits".
+        weights: How many weights its kernel has.
+        macs: Multiplications for one image.
+        stored: The data type its weights are stored in.
+        computed: The data type it multiplies in.
+    """
+
+    name: str
+    op_type: str
+    weights: int
+    macs: int
+    stored: str
+    computed: str
+
+
+def weighted_layers(model: Any) -> list[WeightedLayer]:
+    """Return the layers of a graph that have weights, in its order."""
+    found = []
     for node in model.graph:
         if node.op_type == "MatMulNBits":
             size = node.attributes["K"].as_int() * node.attributes["N"].as_int()
-            weights[f"int{node.attributes['bits'].as_int()}"] += size
-            in_int8 = node.attributes["accuracy_level"].as_int() == 4
-            macs["int8" if in_int8 else "float32"] += size
+            stored = f"int{node.attributes['bits'].as_int()}"
+            computed = "int8" if node.attributes["accuracy_level"].as_int() == 4 else "float32"
+            found.append(WeightedLayer(node.name, node.op_type, size, size, stored, computed))
             continue
         if node.op_type not in {"Conv", "Gemm", "MatMul"}:
             continue
@@ -37,8 +66,19 @@ def achieved_precision(model: Any) -> dict[str, dict[str, float]]:
         if kernel is None:
             continue
         size = int(np.prod(kernel))
-        weights[stored] += size
-        macs[_compute_type(node, stored)] += size * _positions(node)
+        computed, macs = _compute_type(node, stored), size * _positions(node)
+        stored = _NAMES.get(stored, stored)
+        found.append(WeightedLayer(node.name, node.op_type, size, macs, stored, computed))
+    return found
+
+
+def shares(layers: Iterable[WeightedLayer]) -> dict[str, dict[str, float]]:
+    """Return the share of MACs and of weights of each data type; each sums to 1."""
+    macs: Counter[str] = Counter()
+    weights: Counter[str] = Counter()
+    for layer in layers:
+        macs[layer.computed] += layer.macs
+        weights[layer.stored] += layer.weights
     return {"macs": _shares(macs), "weights": _shares(weights)}
 
 
@@ -57,8 +97,8 @@ def _compute_type(node: Any, stored: str) -> str:
     producer = node.inputs[0].producer()
     from_integer = producer is not None and producer.op_type == "DequantizeLinear"
     if stored != "int8" or from_integer:
-        return {"float": "float32"}.get(stored, stored)
-    return {"float": "float32"}.get(node.inputs[0].dtype.name.lower(), "float32")
+        return _NAMES.get(stored, stored)
+    return _NAMES.get(node.inputs[0].dtype.name.lower(), "float32")
 
 
 def _positions(node: Any) -> int:
@@ -70,6 +110,5 @@ def _positions(node: Any) -> int:
 
 
 def _shares(counts: Counter[str]) -> dict[str, float]:
-    names = {"float": "float32"}
     total = sum(counts.values()) or 1
-    return {names.get(name, name): count / total for name, count in counts.most_common()}
+    return {name: count / total for name, count in counts.most_common()}

@@ -1,6 +1,6 @@
 """The whole flow as plain calls: Keras model in, verified bundle out.
 
-    train ──► export ──► quantize ──► verify ──► benchmark ──► bundle ──► runtime
+    train ──► export ──► quantize ──► verify ──► benchmark ──► bundle ──► engine ──► runtime
 
 Each step is a function of its own module and knows no other step; this page connects them.
 """
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnedge.backends.tensorrt import open_library
 from cnnedge.benchmark import Benchmark, environment, measure_interleaved
 from cnnedge.bundle import (
     LABELS,
@@ -30,6 +31,7 @@ from cnnedge.bundle import (
     write_labels,
 )
 from cnnedge.data import Split
+from cnnedge.engine import build_engines
 from cnnedge.errors import CnnEdgeError, DataError
 from cnnedge.export import ExportedGraph, export_onnx
 from cnnedge.files import atomic_folder, sha256
@@ -45,6 +47,7 @@ from cnnedge.pipeline.int8 import (
     describe_quantization,
     guard_variant,
 )
+from cnnedge.plan import PlanOptions
 from cnnedge.progress import Progress, silent
 from cnnedge.quantize import quantize_dense_weights
 from cnnedge.recipe import Recipe
@@ -96,10 +99,19 @@ def export_bundle(
     out = Path(out)
     if out.exists() and not force:  # before minutes of work, not after
         raise CnnEdgeError(f"{out} exists already", fix="choose another folder or pass --force")
+    for runtime in recipe.engines:
+        open_library(runtime)  # likewise
     source, warnings = resolve(recipe)
     with atomic_folder(out, overwrite=force) as folder:
         manifest = _build(source, recipe, folder, warnings, progress)
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")  # last: it completes
+    for runtime in recipe.engines:
+        built = build_engines(
+            out, runtime, PlanOptions(max_batch=recipe.max_batch), progress=progress
+        )
+        warnings += [
+            f"{e.note.variant}: no plan: {e.report.violations[0]}" for e in built if e.failed
+        ]
     return open_bundle(out), warnings
 
 

@@ -1,4 +1,6 @@
-"""The app's side: load a bundle, give it an image, read the answer. numpy, Pillow, ONNX Runtime.
+"""The app's side: load a bundle, give it an image, read the answer.
+
+It needs numpy, Pillow and one runtime: ONNX Runtime, TensorRT or TensorRT-RTX.
 
 ::
 
@@ -21,10 +23,31 @@ from typing import Any
 
 import numpy as np
 
-from cnnedge.bundle import Bundle, Variant, open_bundle
-from cnnedge.errors import BackendError, BundleError, ImageError, MissingExtraError
+from cnnedge.bundle import open_bundle
+from cnnedge.errors import ImageError
 from cnnedge.image import ImageContract, normalize, to_batch
-from cnnedge.machine import this_machine
+from cnnedge.runtime.choice import Choice, choose, runs_on
+from cnnedge.runtime.opening import (
+    RUNTIMES,
+    RunSettings,
+    open_variant,
+    read_note,
+    usable_variants,
+)
+
+__all__ = [
+    "RUNTIMES",
+    "Choice",
+    "Classifier",
+    "Prediction",
+    "RunSettings",
+    "choose",
+    "load",
+    "open_variant",
+    "read_note",
+    "runs_on",
+    "usable_variants",
+]
 
 log = logging.getLogger("cnnedge")
 
@@ -36,14 +59,6 @@ class Prediction:
     label: str
     index: int
     probability: float
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Which variant was chosen, and why."""
-
-    variant: Variant
-    reason: str
 
 
 class Classifier:
@@ -73,6 +88,11 @@ class Classifier:
     def variant(self) -> str:
         """The name of the variant that runs."""
         return self.choice.variant.name
+
+    @property
+    def provider(self) -> str:
+        """What really runs it: an ONNX Runtime provider, or a library with its version."""
+        return str(getattr(self._session, "provider", "?"))
 
     def __call__(self, image: Any, *, top: int = 5) -> list[Prediction]:
         """Classify one image: a path, bytes, an open file, an array or a Pillow image.
@@ -128,29 +148,42 @@ def load(
     bundle: str | os.PathLike[str],
     *,
     variant: str | None = None,
+    runtime: str = "cpu",
     threads: int | None = None,
+    rebuild: bool = False,
+    cache: str | os.PathLike[str] | None = None,
+    graphs: bool = True,
 ) -> Classifier:
     """Load a bundle and return its classifier.
 
     Args:
         bundle: The bundle's folder.
         variant: Which variant to run; None picks the fastest that was verified (see `choose`).
-        threads: How many threads one call may use; None lets the runtime decide.
+        runtime: What runs it: "cpu", "cuda", "ort-tensorrt", "ort-rtx", "tensorrt" or "rtx"; the
+            last two run a plan that `cnnedge engine` put into the bundle.
+        threads: How many threads of the CPU one call may use; None lets the runtime decide.
+        rebuild: Build a plan in memory where the bundle has none that fits this machine.
+        cache: A folder that nobody else can write, where a GPU runtime keeps what it compiles.
+        graphs: Whether calls on a GPU replay a CUDA graph.
 
     Raises:
-        BundleError: the bundle is incomplete or was altered, or has no such variant.
-        MissingExtraError: ONNX Runtime is not installed.
-        BackendError: the runtime cannot load the model.
+        BundleError: the bundle is incomplete or was altered, or has no such variant or plan.
+        MissingExtraError: the runtime is not installed.
+        BackendError: the runtime cannot load the model, or would not run it where asked.
     """
+    settings = RunSettings(
+        runtime, threads, rebuild, None if cache is None else Path(cache), graphs
+    )
     # Half of a cold start is importing the runtime, the other half hashing the bundle's files;
     # hashing releases the interpreter's lock, so they go side by side.
-    importing = threading.Thread(target=_import_ahead, daemon=True)
+    importing = threading.Thread(target=_import_ahead, args=(settings,), daemon=True)
     importing.start()
     opened = open_bundle(Path(bundle))
     importing.join()
-    choice = choose(opened, variant)
+    usable = usable_variants(opened, settings) if variant is None else None
+    choice = choose(opened, variant, runtime=runtime, usable=usable)
     log.info("%s: running %s: %s", opened.root, choice.variant.name, choice.reason)
-    session = open_variant(opened, choice.variant, threads=threads)
+    session = open_variant(opened, choice.variant, settings)
     manifest = opened.manifest
     takes_float = manifest.input == "float32"
     return Classifier(
@@ -162,57 +195,9 @@ def load(
     )
 
 
-def _import_ahead() -> None:
+def _import_ahead(settings: RunSettings) -> None:
     """Import what `open_variant` and the first image need; they report what is missing."""
+    backend = "tensorrt" if settings.runs_plans else "onnxruntime"
     with contextlib.suppress(Exception):
         importlib.import_module("PIL.Image")
-        importlib.import_module("cnnedge.backends.onnxruntime")
-
-
-def choose(bundle: Bundle, name: str | None = None) -> Choice:
-    """Pick the variant to run on this machine's CPU, and say why.
-
-    Of the verified variants: where the bundle was measured on this very CPU model, the fastest that
-    its speed gate recommends; else INT8 if this CPU has an int8 dot product, else FP32.
-
-    Raises:
-        BundleError: there is no such variant, or none was verified.
-    """
-    manifest = bundle.manifest
-    if name is not None:
-        return Choice(manifest.variant(name), "asked for by name")
-    fit = [v for v in manifest.variants if v.target != "trt" and v.verified]
-    if not fit:
-        raise BundleError(
-            f"no variant of {bundle.root} was verified", fix="run `cnnedge verify` on it first"
-        )
-    machine = this_machine()
-    timed = [v for v in fit if v.latency is not None and v.recommended]
-    if timed and manifest.machine.get("cpu") == machine.cpu:
-        best = min(timed, key=lambda v: v.latency["median_ms"] if v.latency else 0.0)
-        return Choice(best, f"the fastest as measured on this CPU model ({machine.cpu})")
-    preferred, reason = (
-        ("int8", "this CPU has an int8 dot product")
-        if machine.has_int8_dot_product
-        else ("fp32", "this CPU has no int8 dot product, so INT8 need not be faster")
-    )
-    for variant in fit:
-        if variant.precision == preferred:
-            return Choice(variant, reason)
-    return Choice(fit[0], f"the first verified one; there is no verified {preferred}")
-
-
-def open_variant(
-    bundle: Bundle, variant: Variant, *, threads: int | None = None
-) -> Callable[[np.ndarray], np.ndarray]:
-    """Load one variant of a bundle into ONNX Runtime; see `load` for what it raises."""
-    try:
-        from cnnedge.backends import onnxruntime as backend
-    except ImportError as error:
-        if error.name != "onnxruntime":
-            raise BackendError(
-                f"ONNX Runtime is installed and cannot be loaded: {error}",
-                fix="run `cnnedge doctor`",
-            ) from error
-        raise MissingExtraError("onnxruntime", "cpu", purpose="running a bundle") from error
-    return backend.open_session(bundle.path(variant.file), threads=threads)
+        importlib.import_module(f"cnnedge.backends.{backend}")

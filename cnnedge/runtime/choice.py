@@ -1,0 +1,101 @@
+"""Which variant of a bundle runs here, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from cnnedge.bundle import Bundle, Variant
+from cnnedge.errors import BundleError
+from cnnedge.machine import this_machine
+
+# What each runtime of a GPU runs, the fastest first as a rule. The CUDA provider has no INT8
+# convolutions; TensorRT takes the INT8 that is written for it.
+_ON_GPU = {
+    "cuda": ("fp16", "fp32"),
+    "ort-tensorrt": ("int8-trt", "fp16", "fp32"),
+    "ort-rtx": ("int8-trt", "fp16", "fp32"),
+    "tensorrt": ("int8-trt", "fp16", "fp32"),
+    "rtx": ("int8-trt", "fp16", "fp32"),
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which variant was chosen, and why."""
+
+    variant: Variant
+    reason: str
+
+
+def choose(
+    bundle: Bundle,
+    name: str | None = None,
+    *,
+    runtime: str = "cpu",
+    usable: Collection[str] | None = None,
+) -> Choice:
+    """Pick the variant to run, and say why.
+
+    On a CPU, of the verified variants: where the bundle was measured on this very CPU model, the
+    fastest that its speed gate recommends; else INT8 if this CPU has an int8 dot product, else
+    FP32. On a GPU, the verified one of the lowest precision that the runtime computes in.
+
+    Args:
+        bundle: The bundle.
+        name: The variant to run, whatever was verified.
+        runtime: What will run it; see `RUNTIMES`.
+        usable: The variants that can be run, where that is not all; for instance those that have a
+            plan for this GPU.
+
+    Raises:
+        BundleError: there is no such variant, or none was verified.
+    """
+    if name is not None:
+        return Choice(bundle.manifest.variant(name), "asked for by name")
+    if runtime in _ON_GPU:
+        return _choose_on_gpu(bundle, runtime, usable)
+    return _choose_on_cpu(bundle)
+
+
+def runs_on(variant: Variant, runtime: str) -> bool:
+    """Whether a variant's graph is written for a runtime."""
+    return variant.target != "trt" if runtime == "cpu" else variant.name in _ON_GPU[runtime]
+
+
+def _choose_on_gpu(bundle: Bundle, runtime: str, usable: Collection[str] | None) -> Choice:
+    fit = [
+        variant
+        for name in _ON_GPU[runtime]
+        for variant in bundle.manifest.variants
+        if variant.name == name and variant.verified and (usable is None or name in usable)
+    ]
+    if not fit:
+        raise BundleError(
+            f"no verified variant of {bundle.root} runs on {runtime}",
+            fix=f"export one of {', '.join(_ON_GPU[runtime])}, or name a --variant",
+        )
+    return Choice(fit[0], f"the lowest precision that was verified and runs on {runtime}")
+
+
+def _choose_on_cpu(bundle: Bundle) -> Choice:
+    manifest = bundle.manifest
+    fit = [v for v in manifest.variants if v.target != "trt" and v.verified]
+    if not fit:
+        raise BundleError(
+            f"no variant of {bundle.root} was verified", fix="run `cnnedge verify` on it first"
+        )
+    machine = this_machine()
+    timed = [v for v in fit if v.latency is not None and v.recommended]
+    if timed and manifest.machine.get("cpu") == machine.cpu:
+        best = min(timed, key=lambda v: v.latency["median_ms"] if v.latency else 0.0)
+        return Choice(best, f"the fastest as measured on this CPU model ({machine.cpu})")
+    preferred, reason = (
+        ("int8", "this CPU has an int8 dot product")
+        if machine.has_int8_dot_product
+        else ("fp32", "this CPU has no int8 dot product, so INT8 need not be faster")
+    )
+    for variant in fit:
+        if variant.precision == preferred:
+            return Choice(variant, reason)
+    return Choice(fit[0], f"the first verified one; there is no verified {preferred}")

@@ -1,0 +1,261 @@
+"""Load one variant of a bundle into the runtime that was asked for, and into no other."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnnedge.bundle import Bundle, Engine, Variant
+from cnnedge.errors import BackendError, BundleError, MissingExtraError
+from cnnedge.plan import RUNTIMES as PLAN_RUNTIMES
+from cnnedge.plan import TITLES, Here, PlanNote, PlanOptions, differences, same_gpu_model
+
+log = logging.getLogger("cnnedge")
+
+RUNTIMES = {
+    "cpu": "ONNX Runtime on the CPU",
+    "cuda": "ONNX Runtime's CUDA provider",
+    "ort-tensorrt": "ONNX Runtime's TensorRT provider",
+    "ort-rtx": "ONNX Runtime's TensorRT-RTX plugin provider",
+    "tensorrt": "a TensorRT plan of the bundle",
+    "rtx": "a TensorRT-RTX plan of the bundle",
+}
+Answer = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How a variant is run.
+
+    Attributes:
+        runtime: One of `RUNTIMES`.
+        threads: How many threads of the CPU one call may use; None lets the runtime decide.
+        rebuild: Whether a plan that does not fit this machine is built anew from the bundle's
+            ONNX, in memory. That takes seconds to minutes at each start; `cnnedge engine` does it
+            once.
+        cache: A folder for what a GPU runtime compiles, kept for the next start. It holds
+            executable content and must be one that nobody else can write. None: nothing is kept.
+        graphs: Whether calls on a GPU replay a CUDA graph.
+    """
+
+    runtime: str = "cpu"
+    threads: int | None = None
+    rebuild: bool = False
+    cache: Path | None = None
+    graphs: bool = True
+
+    def __post_init__(self) -> None:
+        if self.runtime not in RUNTIMES:
+            raise BackendError(
+                f"there is no runtime {self.runtime!r}", fix=f"choose one of {', '.join(RUNTIMES)}"
+            )
+
+    @property
+    def runs_plans(self) -> bool:
+        """Whether it runs a plan of the bundle, and not one of its ONNX files."""
+        return self.runtime in PLAN_RUNTIMES
+
+
+def open_variant(bundle: Bundle, variant: Variant, settings: RunSettings | None = None) -> Answer:
+    """Load one variant of a bundle; see `load` for what it raises."""
+    settings = settings or RunSettings()
+    if settings.runs_plans:
+        return _open_plan(bundle, variant, settings)
+    backend = _onnxruntime()
+    path = bundle.path(variant.file)
+    if settings.runtime == "cpu":
+        return backend.open_session(path, threads=settings.threads)
+    from cnnedge.backends.onnxruntime_gpu import GpuSettings, open_gpu_session
+
+    image = bundle.manifest.image
+    cache = None if settings.cache is None else settings.cache / variant.sha256[:16]
+    chosen = GpuSettings(
+        precision=variant.precision,
+        image=(image.height, image.width, image.channels),
+        graphs=settings.graphs,
+        cache=cache,
+    )
+    return open_gpu_session(path, settings.runtime, chosen)  # type: ignore[arg-type]
+
+
+def usable_variants(bundle: Bundle, settings: RunSettings) -> list[str] | None:
+    """Return the variants that can be run; None: every one that the runtime takes.
+
+    Raises:
+        BundleError: the bundle has no plan for the runtime.
+        BackendError: none of its plans fits this machine; the message says what differs.
+    """
+    if not settings.runs_plans or settings.rebuild:
+        return None
+    engines = [e for e in bundle.manifest.engines if e.runtime == settings.runtime]
+    if not engines:
+        raise _no_plan(bundle, settings.runtime)
+    machine = _machine(settings.runtime)
+    fitting, refused = [], []
+    for engine in engines:
+        found = _differences(bundle, engine, machine.here)
+        if found:
+            refused.append(f"{engine.file}: {'; '.join(found)}")
+        else:
+            fitting.append(engine.variant)
+    if not fitting:
+        raise _no_fitting_plan(refused, settings.runtime)
+    return fitting
+
+
+def _onnxruntime() -> Any:
+    try:
+        from cnnedge.backends import onnxruntime as backend
+    except ImportError as error:
+        if error.name != "onnxruntime":
+            raise BackendError(
+                f"ONNX Runtime is installed and cannot be loaded: {error}",
+                fix="run `cnnedge doctor`",
+            ) from error
+        raise MissingExtraError("onnxruntime", "cpu", purpose="running a bundle") from error
+    return backend
+
+
+@dataclass(frozen=True)
+class _GpuMachine:
+    """A library with the GPU that it runs on."""
+
+    library: Any
+    gpu: Any
+    here: Here
+
+
+def _machine(runtime: str) -> _GpuMachine:
+    from cnnedge.backends.gpu import open_gpu
+    from cnnedge.backends.tensorrt import open_library
+
+    library = open_library(runtime)
+    gpu = open_gpu()
+    facts = gpu.facts
+    here = Here(library.version, facts.compute_capability, facts.name, facts.driver)
+    return _GpuMachine(library, gpu, here)
+
+
+def _open_plan(bundle: Bundle, variant: Variant, settings: RunSettings) -> Answer:
+    """Load the plan of a variant that fits this machine, or build one where that is asked for."""
+    from cnnedge.backends.tensorrt import open_plan
+
+    runtime = settings.runtime
+    engines = [
+        e for e in bundle.manifest.engines if (e.runtime, e.variant) == (runtime, variant.name)
+    ]
+    if not engines and not settings.rebuild:
+        raise _no_plan(bundle, runtime, variant.name)
+    machine = _machine(runtime)
+    refused = []
+    for engine in engines:
+        found = _differences(bundle, engine, machine.here)
+        if found:
+            refused.append(f"{engine.file}: {'; '.join(found)}")
+            continue
+        note = read_note(bundle, engine)
+        if not same_gpu_model(note, machine.here):
+            log.warning("%s was tuned on another GPU model: build it again here", engine.file)
+        onnx = bundle.path(variant.file)
+        return open_plan(
+            machine.library,
+            machine.gpu,
+            # The very bytes whose hash is right are loaded: a plan is executable content.
+            _read_checked(bundle, engine.file, engine.sha256),
+            note.options.profiles,
+            weights=onnx.read_bytes() if note.options.strip_weights else None,
+            trust_code=note.options.version_compatible,
+            graphs=settings.graphs,
+            kernel_cache=_kernel_file(settings, engine.sha256),
+        )
+    if not settings.rebuild:
+        raise _no_fitting_plan(refused, runtime)
+    options = read_note(bundle, engines[0]).options if engines else PlanOptions()
+    return _rebuild(bundle, variant, settings, machine, options)
+
+
+def _rebuild(
+    bundle: Bundle,
+    variant: Variant,
+    settings: RunSettings,
+    machine: _GpuMachine,
+    options: PlanOptions,
+) -> Answer:
+    """Build a plan from the bundle's ONNX, in memory.
+
+    It is not kept: the bundle's manifest vouches for what is in it, and nothing vouches for a plan
+    that lies elsewhere.
+    """
+    from cnnedge.backends.tensorrt import build_plan, open_plan
+
+    log.warning(
+        "building a %s plan of %s for this machine; `cnnedge engine` keeps one in the bundle",
+        TITLES[settings.runtime],
+        variant.name,
+    )
+    options = replace(options, compute_capabilities=(), strip_weights=False)
+    gpu = machine.gpu.facts
+    built = build_plan(machine.library, bundle.path(variant.file), options, gpu)
+    return open_plan(
+        machine.library,
+        machine.gpu,
+        built.plan,
+        options.profiles,
+        trust_code=options.version_compatible,
+        graphs=settings.graphs,
+        kernel_cache=_kernel_file(settings, hashlib.sha256(built.plan).hexdigest()),
+    )
+
+
+def read_note(bundle: Bundle, engine: Engine) -> PlanNote:
+    """Return the note of a bundle's plan.
+
+    Raises:
+        BundleError: it was altered since the bundle was opened, or cannot be read.
+    """
+    text = _read_checked(bundle, engine.note, engine.note_sha256)
+    return PlanNote.from_json(text.decode("utf-8"), engine.note)
+
+
+def _differences(bundle: Bundle, engine: Engine, here: Here) -> list[str]:
+    variant = bundle.manifest.variant(engine.variant)
+    return differences(read_note(bundle, engine), here, variant.sha256)
+
+
+def _read_checked(bundle: Bundle, name: str, digest: str) -> bytes:
+    content = bundle.path(name).read_bytes()
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise BundleError(
+            f"{bundle.path(name)} is not what the manifest names: it was altered or cut short",
+            fix="build the engine again",
+        )
+    return content
+
+
+def _kernel_file(settings: RunSettings, digest: str) -> Path | None:
+    if settings.cache is None:
+        return None
+    settings.cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return settings.cache / f"{digest[:16]}.kernels"
+
+
+def _no_plan(bundle: Bundle, runtime: str, variant: str | None = None) -> BundleError:
+    of = "" if variant is None else f" of {variant}"
+    return BundleError(
+        f"{bundle.root} has no {TITLES[runtime]} plan{of}",
+        fix=f"build one: cnnedge engine {bundle.root} --runtime {runtime}"
+        + ("" if variant is None else f" --variant {variant}"),
+    )
+
+
+def _no_fitting_plan(refused: list[str], runtime: str) -> BackendError:
+    return BackendError(
+        f"the plan does not fit this machine: {' | '.join(refused)}",
+        fix=f"build it here (cnnedge engine BUNDLE --runtime {runtime}), or load with rebuild=True",
+    )
