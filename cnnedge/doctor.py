@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import Any
 
+from cnnedge.backends.gpu import find_gpu
+from cnnedge.backends.tensorrt import open_library
+from cnnedge.errors import BackendError, MissingExtraError
 from cnnedge.machine import DISTRIBUTIONS, this_machine, tool_versions
 
 
@@ -45,9 +48,11 @@ def diagnose() -> Diagnosis:
         ),
         _onnxruntime(),
         _int8(),
+        _gpu(),
         _gpu_provider(),
-        _tensorrt("TensorRT engines", "tensorrt", "tensorrt"),
-        _tensorrt("TensorRT-RTX engines", "tensorrt_rtx", "rtx"),
+        _rtx_provider(),
+        _tensorrt(),
+        *_tensorrt_rtx(),
     )
     return Diagnosis(this_machine().to_dict(), tool_versions(), abilities)
 
@@ -102,8 +107,22 @@ def _int8() -> Ability:
     )
 
 
+def _gpu() -> Ability:
+    facts, why = find_gpu()
+    fix = None
+    if facts is None and "cuda-python or CuPy" in why:
+        fix = "pip install cuda-bindings"
+    detail = why
+    if facts is not None:
+        detail = (
+            f"{facts.name}, compute capability {facts.compute_capability}, "
+            f"{facts.memory_gib:.0f} GiB, driver for CUDA {facts.driver}"
+        )
+    return Ability("use an NVIDIA GPU", facts is not None, detail, fix)
+
+
 def _gpu_provider() -> Ability:
-    name = "run bundles on an NVIDIA GPU"
+    name = "run bundles on ONNX Runtime's CUDA provider"
     if find_spec("onnxruntime") is None:
         return Ability(name, False, "onnxruntime is not installed", 'pip install "cnnedge[gpu]"')
     import onnxruntime as ort
@@ -111,13 +130,56 @@ def _gpu_provider() -> Ability:
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         detail = "this onnxruntime is built without CUDA"
         return Ability(name, False, detail, 'pip uninstall onnxruntime; pip install "cnnedge[gpu]"')
+    facts, why = find_gpu()
+    if facts is None:
+        return Ability(name, False, why)
     return Ability(name, True, "this onnxruntime is built with CUDA; a session shows if it loads")
 
 
-def _tensorrt(name: str, module: str, extra: str) -> Ability:
-    if find_spec(module) is None:
-        fix = f'pip install "cnnedge[{extra}]"'
-        return Ability(name, False, f"{module} is not installed", fix)
+def _rtx_provider() -> Ability:
+    name = "run bundles on ONNX Runtime's RTX provider"
+    if find_spec("onnxruntime_ep_nv_tensorrt_rtx") is None:
+        return Ability(name, False, "its plugin is not installed", 'pip install "cnnedge[ort-rtx]"')
+    facts, why = find_gpu()
+    return Ability(name, facts is not None, "its plugin is installed" if facts else why)
+
+
+def _tensorrt() -> Ability:
+    """TensorRT builds and runs on one and the same GPU."""
+    name = "build and run TensorRT plans"
+    try:
+        library = open_library("tensorrt")
+    except MissingExtraError as error:
+        detail = (
+            "tensorrt is not installed; its libraries come from NVIDIA's own package index, which "
+            "has to be in reach (on a Jetson they come with JetPack)"
+        )
+        return Ability(name, False, detail, f'pip install "cnnedge[{error.extra}]"')
+    except BackendError as error:
+        return Ability(name, False, error.what, error.fix)
+    facts, why = find_gpu()
+    if facts is None:
+        return Ability(name, False, f"{library.title} is installed; {why}")
     return Ability(
-        name, True, f"{module} is installed; `cnnedge engine` comes with a later version"
+        name, True, f"{library.title}, for compute capability {facts.compute_capability}"
+    )
+
+
+def _tensorrt_rtx() -> tuple[Ability, Ability]:
+    """TensorRT-RTX builds anywhere and runs on RTX GPUs."""
+    build, run = "build TensorRT-RTX plans", "run TensorRT-RTX plans"
+    try:
+        library = open_library("rtx")
+    except MissingExtraError as error:
+        fix = f'pip install "cnnedge[{error.extra}]"'
+        missing = "tensorrt_rtx is not installed"
+        return Ability(build, False, missing, fix), Ability(run, False, missing, fix)
+    except BackendError as error:
+        refused = Ability(build, False, error.what, error.fix)
+        return refused, Ability(run, False, error.what, error.fix)
+    known = ", ".join(library.compute_capabilities())
+    facts, why = find_gpu()
+    return (
+        Ability(build, True, f"{library.title}, without a GPU, for compute capability {known}"),
+        Ability(run, facts is not None, library.title if facts else why),
     )

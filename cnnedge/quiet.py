@@ -1,11 +1,13 @@
-"""Import TensorFlow without the lines it prints before it can be told not to."""
+"""Keep native libraries from writing to the terminal before they can be told not to."""
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 
@@ -21,7 +23,7 @@ def import_tensorflow() -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if "keras" in sys.modules and "tensorflow" in sys.modules:
         return sys.modules["tensorflow"]
-    with _native_stderr_aside():
+    with native_stderr_aside():
         import keras  # noqa: F401
         import tensorflow as tf
 
@@ -29,18 +31,31 @@ def import_tensorflow() -> Any:
     return tf
 
 
+class Aside:
+    """What native code wrote to file descriptor 2 while it was set aside."""
+
+    text = ""
+
+
 @contextmanager
-def _native_stderr_aside() -> Iterator[None]:
+def native_stderr_aside() -> Iterator[Aside]:
+    """Keep what native code writes to file descriptor 2 from the terminal; it is in the result.
+
+    Python's own ``sys.stdout`` is set aside with it: some packages tell of failures by ``print``.
+    """
+    aside = Aside()
     try:
         kept = os.dup(2)
     except OSError:  # a process without a stderr has nothing to keep quiet
-        yield
+        yield aside
         return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+    with tempfile.TemporaryFile() as file, redirect_stdout(io.StringIO()) as printed:
+        try:
+            sys.stderr.flush()
+            os.dup2(file.fileno(), 2)
+            yield aside
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            aside.text = printed.getvalue() + file.read().decode(errors="replace")

@@ -7,6 +7,8 @@ nodes really went is read back from the session.
 
 from __future__ import annotations
 
+import logging
+import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +19,10 @@ import numpy as np
 import onnxruntime as ort
 
 from cnnedge.backends.onnxruntime import CPU_PROVIDER, DISABLED_OPTIMIZERS, first_line
-from cnnedge.errors import BackendError, MissingExtraError
+from cnnedge.errors import BackendError, CnnEdgeError, MissingExtraError
+from cnnedge.quiet import native_stderr_aside
+
+log = logging.getLogger("cnnedge")
 
 GpuRuntime = Literal["cuda", "ort-tensorrt", "ort-rtx"]
 PROVIDERS = {
@@ -133,22 +138,23 @@ def open_gpu_session(model: Path, runtime: GpuRuntime, settings: GpuSettings) ->
             fix="use the fp16 variant there, or another runtime for int8-trt",
         )
     provider = PROVIDERS[runtime]
-    if hasattr(ort, "preload_dlls"):  # CUDA's and cuDNN's libraries, from their packages
-        ort.preload_dlls()
     options = ort.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is raised below, in one line
+    options.log_severity_level = 3
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    open_it = _open_plugin if runtime == "ort-rtx" else _open_builtin
     try:
-        if runtime == "ort-rtx":
-            session = _open_plugin(model, provider, options, settings)
-        else:
-            session = _open_builtin(model, provider, options, settings)
-    except BackendError:
+        with native_stderr_aside() as said:
+            if runtime != "ort-rtx" and hasattr(ort, "preload_dlls"):
+                ort.preload_dlls()  # CUDA's and cuDNN's libraries, from their packages
+            session = open_it(model, provider, options, settings)
+    except CnnEdgeError:
         raise
     except Exception as error:
+        log.debug("%s", said.text)
         raise BackendError(
-            f"ONNX Runtime {ort.__version__} cannot run {model} on {provider}: {first_line(error)}",
+            f"ONNX Runtime {ort.__version__} cannot run {model} on {provider}: "
+            f"{_cause(str(error)) or _cause(said.text) or first_line(error)}",
             fix="run `cnnedge doctor` to see what this machine lacks",
         ) from error
     _refuse_elsewhere(session, provider, model)
@@ -156,6 +162,19 @@ def open_gpu_session(model: Path, runtime: GpuRuntime, settings: GpuSettings) ->
     # CPUs lacks: it copies by itself, and replays no graph, which needs fixed addresses.
     bound = runtime != "ort-rtx"
     return GpuSession(session, provider, bound=bound, graphs=settings.graphs and bound)
+
+
+def _cause(said: str) -> str | None:
+    """Return what the runtime logged as the cause: its exceptions tell of the consequence."""
+    missing = re.findall(r"(lib[\w.+-]+): cannot open shared object file", said)
+    if "libcuda.so.1" in missing:
+        return "this machine has no NVIDIA driver (libcuda.so.1)"
+    if missing:
+        return f"{missing[0]} is not installed"
+    unfit = re.search(
+        r"(CUDA driver version is insufficient[^\n]*|no CUDA-capable device[^\n]*)", said
+    )
+    return unfit[1] if unfit else None
 
 
 def _open_builtin(model: Path, provider: str, options: Any, settings: GpuSettings) -> Any:
@@ -171,6 +190,7 @@ def _open_builtin(model: Path, provider: str, options: Any, settings: GpuSetting
         str(source),
         options,
         providers=[(provider, dict(chosen))],
+        enable_fallback=0,  # the Python wrapper would open a session on the CPU instead
         disabled_optimizers=DISABLED_OPTIMIZERS,
     )
 

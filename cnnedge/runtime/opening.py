@@ -42,6 +42,8 @@ class RunSettings:
         cache: A folder for what a GPU runtime compiles, kept for the next start. It holds
             executable content and must be one that nobody else can write. None: nothing is kept.
         graphs: Whether calls on a GPU replay a CUDA graph.
+        max_batch: The largest batch that a TensorRT provider of ONNX Runtime prepares for; a plan
+            of the bundle has its own.
     """
 
     runtime: str = "cpu"
@@ -49,6 +51,7 @@ class RunSettings:
     rebuild: bool = False
     cache: Path | None = None
     graphs: bool = True
+    max_batch: int = 8
 
     def __post_init__(self) -> None:
         if self.runtime not in RUNTIMES:
@@ -78,6 +81,7 @@ def open_variant(bundle: Bundle, variant: Variant, settings: RunSettings | None 
     chosen = GpuSettings(
         precision=variant.precision,
         image=(image.height, image.width, image.channels),
+        max_batch=settings.max_batch,
         graphs=settings.graphs,
         cache=cache,
     )
