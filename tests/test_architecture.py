@@ -98,7 +98,9 @@ def run_in(python, code):
 
 
 def test_the_base_install_imports_what_a_device_runs(base_venv):
-    modules = "cli runtime engine plan bundle verify benchmark doctor image models data train inspect"
+    modules = (
+        "cli runtime engine plan bundle verify benchmark doctor image models data train inspect"
+    )
     code = "".join(f"import cnnedge.{name}\n" for name in modules.split())
     done = run_in(base_venv, code + "print(len(cnnedge.doctor.diagnose().abilities))")
     assert (done.returncode, done.stdout.strip()) == (0, "9"), done.stderr
