@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from cnnedge.backends.gpu import find_gpu
+from cnnedge.backends.gpu import GpuFacts, open_gpu
 from cnnedge.backends.tensorrt import open_library
-from cnnedge.errors import BackendError, MissingExtraError
+from cnnedge.errors import BackendError, CnnEdgeError, MissingExtraError
 from cnnedge.machine import DISTRIBUTIONS, this_machine, tool_versions
 
 
@@ -48,7 +48,7 @@ def diagnose() -> Diagnosis:
         ),
         _onnxruntime(),
         _int8(),
-        _gpu(),
+        _on_gpu("use an NVIDIA GPU"),
         _gpu_provider(),
         _rtx_provider(),
         _tensorrt(),
@@ -107,18 +107,23 @@ def _int8() -> Ability:
     )
 
 
-def _gpu() -> Ability:
-    facts, why = find_gpu()
-    fix = None
-    if facts is None and "cuda-python or CuPy" in why:
-        fix = "pip install cuda-bindings"
-    detail = why
-    if facts is not None:
-        detail = (
-            f"{facts.name}, compute capability {facts.compute_capability}, "
-            f"{facts.memory_gib:.0f} GiB, driver for CUDA {facts.driver}"
-        )
-    return Ability("use an NVIDIA GPU", facts is not None, detail, fix)
+def _find_gpu() -> GpuFacts | CnnEdgeError:
+    try:
+        return open_gpu().facts
+    except CnnEdgeError as error:
+        return error
+
+
+def _on_gpu(name: str, detail: str = "{gpu}") -> Ability:
+    """Tell of something that needs a GPU and lacks nothing else."""
+    found = _find_gpu()
+    if isinstance(found, CnnEdgeError):
+        return Ability(name, False, found.what, found.fix)
+    gpu = (
+        f"{found.name}, compute capability {found.compute_capability}, "
+        f"{found.memory_gib:.0f} GiB, driver for CUDA {found.driver}"
+    )
+    return Ability(name, True, detail.format(gpu=gpu))
 
 
 def _gpu_provider() -> Ability:
@@ -130,18 +135,14 @@ def _gpu_provider() -> Ability:
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         detail = "this onnxruntime is built without CUDA"
         return Ability(name, False, detail, 'pip uninstall onnxruntime; pip install "cnnedge[gpu]"')
-    facts, why = find_gpu()
-    if facts is None:
-        return Ability(name, False, why)
-    return Ability(name, True, "this onnxruntime is built with CUDA; a session shows if it loads")
+    return _on_gpu(name, "this onnxruntime is built with CUDA; a session shows if it loads")
 
 
 def _rtx_provider() -> Ability:
     name = "run bundles on ONNX Runtime's RTX provider"
     if find_spec("onnxruntime_ep_nv_tensorrt_rtx") is None:
         return Ability(name, False, "its plugin is not installed", 'pip install "cnnedge[ort-rtx]"')
-    facts, why = find_gpu()
-    return Ability(name, facts is not None, "its plugin is installed" if facts else why)
+    return _on_gpu(name, "its plugin is installed")
 
 
 def _tensorrt() -> Ability:
@@ -157,12 +158,7 @@ def _tensorrt() -> Ability:
         return Ability(name, False, detail, f'pip install "cnnedge[{error.extra}]"')
     except BackendError as error:
         return Ability(name, False, error.what, error.fix)
-    facts, why = find_gpu()
-    if facts is None:
-        return Ability(name, False, f"{library.title} is installed; {why}")
-    return Ability(
-        name, True, f"{library.title}, for compute capability {facts.compute_capability}"
-    )
+    return _on_gpu(name, f"{library.title}, for {{gpu}}")
 
 
 def _tensorrt_rtx() -> tuple[Ability, Ability]:
@@ -178,8 +174,7 @@ def _tensorrt_rtx() -> tuple[Ability, Ability]:
         refused = Ability(build, False, error.what, error.fix)
         return refused, Ability(run, False, error.what, error.fix)
     known = ", ".join(library.compute_capabilities())
-    facts, why = find_gpu()
     return (
         Ability(build, True, f"{library.title}, without a GPU, for compute capability {known}"),
-        Ability(run, facts is not None, library.title if facts else why),
+        _on_gpu(run, library.title),
     )

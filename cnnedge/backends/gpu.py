@@ -282,10 +282,12 @@ def _find_runtime() -> CudaRuntime:
 
 def _no_gpu(runtime: CudaRuntime, error: CudaError) -> BackendError:
     """Tell apart: no driver, one that is too old, no device."""
-    fix = "run `cnnedge doctor` to see what this machine can do"
     driver = runtime.call("driverGetVersion")
     if driver == 0:
-        return BackendError("this machine has no NVIDIA driver, hence no GPU to run on", fix=fix)
+        return BackendError(
+            "this machine has no NVIDIA driver, hence no GPU to run on",
+            fix="install NVIDIA's driver, or run it on a machine that has a GPU",
+        )
     if error.code == _INSUFFICIENT_DRIVER:
         needed = _version(runtime.call("runtimeGetVersion"))
         return BackendError(
@@ -294,7 +296,9 @@ def _no_gpu(runtime: CudaRuntime, error: CudaError) -> BackendError:
             fix="update the driver, or install packages for the older CUDA",
         )
     if error.code == _NO_DEVICE:
-        return BackendError("this machine has no NVIDIA GPU", fix=fix)
+        return BackendError(
+            "this machine has no NVIDIA GPU", fix="run it on a machine that has one"
+        )
     return error
 
 
