@@ -55,7 +55,7 @@ class PlanOptions:
         tf32: Whether FP32 layers may round their inputs to TF32's 10 bits of mantissa. Faster, and
             no longer within 1e-5 of Keras.
         version_compatible: Whether later TensorRT releases of the same major version may load it.
-            Costs speed and brings a runtime library of about 20 MB into the plan.
+            Costs speed and brings a runtime library into the plan.
         hardware_compatible: Whether any GPU from Ampere on may load it, at some cost in speed.
         strip_weights: Whether the weights stay out of the plan, to be put back from the bundle's
             ONNX when it is loaded. Costs time at each load.

@@ -82,6 +82,8 @@ def show_bundle(bundle: Any) -> None:
         found = variant.recommendation or {}
         if found and not found["recommended"]:
             click.echo(f"{variant.name}: not recommended here: {found['reason']}")
+    for engine in bundle.manifest.engines:
+        click.echo(f"{engine.file}: {engine.bytes / 1e6:.1f} MB")
     click.echo(f"bundle: {bundle.root}   report: {bundle.path('report.html')}")
 
 
