@@ -101,7 +101,8 @@ class PlanNote:
         timing_cache: The file of kernel timings that the build used and extended, with its hash;
             None where the library keeps none.
         found: What was read back from the built engine: layers, types, fusions, shares.
-        replay: How the golden images were answered on the GPU that built it; None: no GPU.
+        replay: How the golden images were answered on the GPU that built it; None where there was
+            none, or not one that the plan is for, or the bundle holds no self-test.
         build_seconds: How long building took.
         trtexec: The command line of NVIDIA's own tool that builds the same.
         tools: Versions of everything involved.
@@ -177,7 +178,7 @@ def differences(note: PlanNote, here: Here, onnx_sha256: str) -> list[str]:
     title = TITLES[note.runtime]
     if note.library != here.library and not _takes_version(note, here.library):
         found.append(f"built by {title} {note.library}, and {here.library} is installed")
-    if not _takes_gpu(note, here.compute_capability):
+    if not takes_gpu(note, here.compute_capability):
         known = ", ".join(note.compute_capabilities) or f"{PORTABLE} and later"
         what = f" ({here.gpu})" if here.gpu else ""
         found.append(
@@ -192,6 +193,15 @@ def differences(note: PlanNote, here: Here, onnx_sha256: str) -> list[str]:
     if note.onnx_sha256 != onnx_sha256:
         found.append(f"built from another {note.variant} ONNX file than this bundle's")
     return found
+
+
+def takes_gpu(note: PlanNote, compute_capability: str) -> bool:
+    """Whether a plan is for GPUs of a compute capability."""
+    if compute_capability in note.compute_capabilities:
+        return True
+    if not note.compute_capabilities:
+        return _numbers(compute_capability) >= _numbers(PORTABLE)
+    return note.options.hardware_compatible and _numbers(compute_capability) >= _AMPERE
 
 
 def same_gpu_model(note: PlanNote, here: Here) -> bool:
@@ -243,14 +253,6 @@ def _takes_version(note: PlanNote, installed: str) -> bool:
     """Whether a version-compatible plan may be loaded by the installed release."""
     ours, theirs = _numbers(installed), _numbers(note.library)
     return note.options.version_compatible and ours[:1] == theirs[:1] and ours >= theirs
-
-
-def _takes_gpu(note: PlanNote, compute_capability: str) -> bool:
-    if compute_capability in note.compute_capabilities:
-        return True
-    if not note.compute_capabilities:
-        return _numbers(compute_capability) >= _numbers(PORTABLE)
-    return note.options.hardware_compatible and _numbers(compute_capability) >= _AMPERE
 
 
 def _older(version: str, other: str) -> bool:

@@ -119,7 +119,7 @@ def show_engines(bundle: Any, built: Any) -> None:
             continue
         if note.replay is None:
             click.echo(
-                f"{note.variant}: not run: this machine has no GPU; on the device, "
+                f"{note.variant}: not run: no such GPU here; on the device, "
                 f"`cnnedge verify {bundle} --runtime {note.runtime}`"
             )
         elif note.replay["diverged"]:

@@ -6,16 +6,17 @@ the engine and held against that graph; a plan in which it is not what was asked
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cnnedge.bundle import Bundle, Variant, open_bundle, put_engine
 from cnnedge.engine.trtexec import trtexec_line
 from cnnedge.errors import BackendError, BundleError, GateError, MissingExtraError
 from cnnedge.machine import tool_versions
-from cnnedge.plan import FOLDER, TITLES, PlanNote, PlanOptions, plan_file
+from cnnedge.plan import FOLDER, TITLES, PlanNote, PlanOptions, plan_file, takes_gpu
 from cnnedge.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -178,6 +179,8 @@ def _build(
         weight_bytes=built.weight_bytes,
     )
     note = _note(bundle, variant, library, options, gpu, built, report)
+    if gpu is not None and takes_gpu(note, gpu.facts.compute_capability):
+        note = replace(note, replay=_replay(bundle, variant, library, gpu, built, options))
     engine = BuiltEngine(note, report, built.warnings)
     if not engine.failed:
         bundle = put_engine(bundle, note, built.plan, built.timing_cache)
@@ -214,7 +217,6 @@ def _note(
         options=options,
         timing_cache=cache,
         found=report.to_dict(),
-        replay=None if gpu is None else _replay(bundle, variant, library, gpu, built, options),
         build_seconds=round(built.seconds, 3),
         trtexec=_trtexec(bundle, variant, library.runtime, file, options, cache),
         tools=tool_versions(),
@@ -228,23 +230,29 @@ def _replay(
     gpu: Gpu,
     built: BuiltPlan,
     options: PlanOptions,
-) -> dict[str, Any]:
-    """Answer the bundle's golden images with a fresh plan, on the GPU that built it."""
-    from cnnedge.backends.tensorrt import open_plan
-    from cnnedge.selftest import run_selftest
+) -> dict[str, Any] | None:
+    """Answer the bundle's golden images with a fresh plan, on the GPU that built it.
 
-    session = open_plan(
-        library,
-        gpu,
-        built.plan,
-        options.profiles,
-        weights=bundle.path(variant.file).read_bytes() if options.strip_weights else None,
-        trust_code=options.version_compatible,
-    )
+    A GPU that will not run it loses nobody the plan: what it said is kept beside it.
+    """
+    from cnnedge.backends.tensorrt import open_plan
+    from cnnedge.selftest import INDEX, run_selftest
+
+    if INDEX not in bundle.manifest.files:
+        return None
     try:
-        (stage,) = run_selftest(bundle, {variant.name: session})
-    finally:
-        session.close()
+        session = open_plan(
+            library,
+            gpu,
+            built.plan,
+            options.profiles,
+            weights=bundle.path(variant.file).read_bytes() if options.strip_weights else None,
+            trust_code=options.version_compatible,
+        )
+        with contextlib.closing(session):
+            (stage,) = run_selftest(bundle, {variant.name: session})
+    except BackendError as error:
+        return {"diverged": "runtime", "detail": error.what}
     return {"diverged": stage.stage, "detail": stage.detail}
 
 

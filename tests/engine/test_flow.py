@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -227,6 +228,23 @@ def test_a_diverging_plan_is_told(machine, bundle_copy, monkeypatch):
     monkeypatch.setitem(selftest.TOLERANCE, "fp16", -1.0)
     (built,) = build_engines(bundle_copy, "tensorrt", variants=["fp16"])
     assert built.note.replay["diverged"] == "output"
+
+
+def test_a_bundle_without_a_selftest_gets_its_plan_all_the_same(machine, bundle_copy):
+    machine("tensorrt-11.4")
+    bundle = open_bundle(bundle_copy)
+    files = {k: v for k, v in bundle.manifest.files.items() if not k.startswith("selftest/")}
+    (bundle_copy / "manifest.json").write_text(replace(bundle.manifest, files=files).to_json())
+    (built,) = build_engines(bundle_copy, "tensorrt", variants=["fp16"])
+    assert built.note.replay is None
+    assert len(open_bundle(bundle_copy).manifest.engines) == 1
+
+
+def test_a_gpu_that_does_not_run_its_plan_loses_nobody_the_plan(machine, bundle_copy):
+    machine("tensorrt-11.4", contexts=False)
+    (built,) = build_engines(bundle_copy, "tensorrt", variants=["fp16"])
+    assert built.note.replay["diverged"] == "runtime"
+    assert len(open_bundle(bundle_copy).manifest.engines) == 1
 
 
 def test_stripped_plans_are_loaded_with_the_bundles_weights(machine, bundle_copy):

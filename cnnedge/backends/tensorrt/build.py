@@ -144,10 +144,19 @@ def _add_profiles(builder: Any, config: Any, network: Any, options: PlanOptions)
 def _read_back(
     library: Library, plan: bytes, messages: Messages, gpu: GpuFacts | None, options: PlanOptions
 ) -> tuple[EngineDescription, str, int | None]:
-    """Return what was built: from the engine where it can be loaded, else from the log."""
+    """Return what was built: from the engine where it can be loaded, else from the log.
+
+    A plan of TensorRT-RTX may be for other GPUs than this machine's, or than the library knows.
+    """
     try:
+        engine = None
         if gpu is not None:
-            engine = library.deserialize(plan, messages, trust_code=options.version_compatible)
+            try:
+                engine = library.deserialize(plan, messages, trust_code=options.version_compatible)
+            except BackendError:
+                if not (library.builds_without_gpu and messages.layers):
+                    raise
+        if engine is not None:
             return (*_inspect(library, engine), _weight_bytes(library, engine, messages))
         if messages.layers:
             return read_log(messages.layers[-1]), "builder log", messages.weight_bytes
