@@ -479,3 +479,32 @@ def fake_module(surface: str, cuda: FakeCuda | None, **behaviour):
         if name[0].isupper() and name not in names:
             delattr(module, name)
     return module
+
+
+def inspector_json(path):
+    """Describe an engine that has every layer of a graph as its graph asks, Relus fused."""
+    import onnx_ir as ir
+
+    from cnnedge.graph.precision import weighted_layers
+
+    model = ir.load(path)
+    relus = {
+        node.inputs[0].producer().name: node.name for node in model.graph if node.op_type == "Relu"
+    }
+    words = {"float32": "FP32", "float16": "FP16", "int8": "Int8"}
+    layers = [
+        {
+            "Name": f"{layer.name}{suffix}",
+            "LayerType": "CaskConvolution",
+            "Inputs": [{"Name": "x", "Format/Datatype": f"linear {words[layer.computed]} format"}],
+            "Outputs": [],
+            "Weights": {
+                "Type": {"float16": "Half"}.get(layer.stored, layer.stored),
+                "Count": layer.weights,
+            },
+            "Metadata": f"[ONNX Layer: {layer.name}][ONNX Layer: {relus.get(layer.name, '')}]",
+        }
+        for suffix in ("", " [profile 1]")
+        for layer in weighted_layers(model)
+    ]
+    return json.dumps({"Layers": layers, "Bindings": ["image", "probabilities"]})

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from fakes import fake_gpu, fake_module
+from fakes import fake_gpu, fake_module, inspector_json
 
 import cnnedge
 from cnnedge.backends.tensorrt.library import open_library
@@ -20,35 +20,6 @@ from cnnedge.engine import build_engines
 from cnnedge.errors import BackendError, BundleError
 from cnnedge.plan import PlanOptions
 from cnnedge.verify import verify_bundle
-
-
-def inspector_json(path):
-    """Describe an engine that has every layer of a graph as its graph asks, Relus fused."""
-    import onnx_ir as ir
-
-    from cnnedge.graph.precision import weighted_layers
-
-    model = ir.load(path)
-    relus = {
-        node.inputs[0].producer().name: node.name for node in model.graph if node.op_type == "Relu"
-    }
-    words = {"float32": "FP32", "float16": "FP16", "int8": "Int8"}
-    layers = [
-        {
-            "Name": f"{layer.name}{suffix}",
-            "LayerType": "CaskConvolution",
-            "Inputs": [{"Name": "x", "Format/Datatype": f"linear {words[layer.computed]} format"}],
-            "Outputs": [],
-            "Weights": {
-                "Type": {"float16": "Half"}.get(layer.stored, layer.stored),
-                "Count": layer.weights,
-            },
-            "Metadata": f"[ONNX Layer: {layer.name}][ONNX Layer: {relus.get(layer.name, '')}]",
-        }
-        for suffix in ("", " [profile 1]")
-        for layer in weighted_layers(model)
-    ]
-    return json.dumps({"Layers": layers, "Bindings": ["image", "probabilities"]})
 
 
 @pytest.fixture
