@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from fakes import fake_gpu, fake_module, inspector_json
 
 import cnnedge
+from cnnedge import bundle as bundle_module
 from cnnedge.backends.tensorrt.library import open_library
 from cnnedge.benchmark import bench_bundle
 from cnnedge.bundle import open_bundle
@@ -216,6 +217,26 @@ def test_a_gpu_that_does_not_run_its_plan_loses_nobody_the_plan(machine, bundle_
     (built,) = build_engines(bundle_copy, "tensorrt", variants=["fp16"])
     assert built.note.replay["diverged"] == "runtime"
     assert len(open_bundle(bundle_copy).manifest.engines) == 1
+
+
+@pytest.mark.parametrize("killed_at", ["fp16.tensorrt-sm89.json", "manifest.json"])
+def test_a_kill_while_a_plan_is_replaced_leaves_a_bundle(
+    machine, bundle_copy, monkeypatch, killed_at
+):
+    machine("tensorrt-11.4")
+    build_engines(bundle_copy, "tensorrt", variants=["fp16"])
+    write, left = bundle_module.write_text, ["manifest.json", killed_at]
+
+    def killed(path, text):
+        if path.name == left[0] and left.pop(0) and not left:
+            raise KeyboardInterrupt
+        write(path, text)
+
+    monkeypatch.setattr(bundle_module, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        build_engines(bundle_copy, "tensorrt", PlanOptions(max_batch=1), variants=["fp16"])
+    assert not left
+    assert open_bundle(bundle_copy).manifest.engines == ()
 
 
 def test_stripped_plans_are_loaded_with_the_bundles_weights(machine, bundle_copy):
