@@ -29,18 +29,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 def prepare(folder: Path, model: str, data: str, images: int) -> None:
     """Write the FP32 graph and the calibration images."""
     from cnnedge.data import open_source
-    from cnnedge.export import export_onnx, write_onnx
+    from cnnedge.export import write_onnx
     from cnnedge.recipe import make_recipe
     from cnnedge.source import resolve
 
     source, _ = resolve(make_recipe(model=model))
-    exported = export_onnx(
-        source.model,
-        name=source.name,
-        labels=source.labels,
-        image=source.image,
-        normalization=source.normalization,
-    )
+    exported = source.to_onnx()
     write_onnx(exported.model, folder / "fp32.onnx")
     split = open_source(data, seed=1).train.take(images, seed=0)
     batches = [batch for batch, _ in split.batches(source.image, 32)]

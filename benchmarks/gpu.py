@@ -60,18 +60,11 @@ def make_skeleton(model: str, path: Path) -> None:
     import onnx
     import onnx_ir as ir
 
-    from cnnedge.export import export_onnx
     from cnnedge.recipe import make_recipe
     from cnnedge.source import resolve
 
     source, _ = resolve(make_recipe(model=model))
-    exported = export_onnx(
-        source.model,
-        name=source.name,
-        labels=source.labels,
-        image=source.image,
-        normalization=source.normalization,
-    )
+    exported = source.to_onnx()
     proto = ir.to_proto(exported.model)
     weights, kept = {}, []
     for tensor in proto.graph.initializer:

@@ -8,7 +8,7 @@ from typing import Any
 
 from cnnedge.data import Dataset, open_source
 from cnnedge.errors import DataError, MissingExtraError, ModelError
-from cnnedge.export import classifier_shape
+from cnnedge.export import ExportedGraph, classifier_shape, export_onnx
 from cnnedge.image import ImageContract
 from cnnedge.models import MODELS, build
 from cnnedge.recipe import Recipe
@@ -39,6 +39,17 @@ class Source:
     origin: str
     dataset: Dataset
     may_calibrate: bool = True
+
+    def to_onnx(self, input_dtype: str = "uint8") -> ExportedGraph:
+        """Convert it to its FP32 graph; see `export_onnx`."""
+        return export_onnx(
+            self.model,
+            name=self.name,
+            labels=self.labels,
+            image=self.image,
+            normalization=self.normalization,
+            input_dtype=input_dtype,
+        )
 
 
 def resolve(recipe: Recipe) -> tuple[Source, list[str]]:

@@ -31,7 +31,7 @@ def prepare(folder: Path, model: str, data: str, seed: int, tests: int, calibrat
     from cnnedge.backends.keras import predict
     from cnnedge.data import open_source
     from cnnedge.data.split import refuse_overlap
-    from cnnedge.export import export_onnx, write_onnx
+    from cnnedge.export import write_onnx
     from cnnedge.recipe import make_recipe
     from cnnedge.source import resolve
 
@@ -41,14 +41,7 @@ def prepare(folder: Path, model: str, data: str, seed: int, tests: int, calibrat
     held_out = opened.calibration.take(calibration, seed=0)
     refuse_overlap(held_out, test)
     for dtype in ("uint8", "float32"):
-        exported = export_onnx(
-            source.model,
-            name=source.name,
-            labels=source.labels,
-            image=source.image,
-            normalization=source.normalization,
-            input_dtype=dtype,
-        )
+        exported = source.to_onnx(dtype)
         write_onnx(exported.model, folder / f"fp32-{dtype}.onnx")
     source.model.save(folder / "model.keras")
     shape = (source.image.height, source.image.width, source.image.channels)

@@ -33,7 +33,7 @@ from cnnedge.bundle import (
 from cnnedge.data import Split
 from cnnedge.engine import build_engines
 from cnnedge.errors import CnnEdgeError, DataError
-from cnnedge.export import ExportedGraph, export_onnx
+from cnnedge.export import ExportedGraph
 from cnnedge.files import atomic_folder, sha256
 from cnnedge.graph.fingerprint import layer_fingerprints
 from cnnedge.graph.float16 import to_float16
@@ -227,14 +227,7 @@ def _convert(
 ) -> tuple[ExportedGraph, list[Graph], Calibrated | None]:
     """Convert the model to the graphs that the recipe asks for; FP32 is always the first."""
     precisions = _precisions(recipe, source, warnings)
-    exported = export_onnx(
-        source.model,
-        name=source.name,
-        labels=source.labels,
-        image=source.image,
-        normalization=source.normalization,
-        input_dtype=recipe.input,
-    )
+    exported = source.to_onnx(recipe.input)
     graphs = [Graph("fp32", "fp32", "any", exported.model)]
     if "fp16" in precisions:
         half = to_float16(exported.model)

@@ -53,7 +53,7 @@ def graphs(tmp_path_factory):
 def _export(name, folder):
     import onnx_ir as ir
 
-    from cnnedge.export import export_onnx, write_onnx
+    from cnnedge.export import write_onnx
     from cnnedge.graph.float16 import to_float16
     from cnnedge.quantize import TRT, calibrate, choose_ranges, make_plan, quantize
     from cnnedge.recipe import make_recipe
@@ -61,13 +61,7 @@ def _export(name, folder):
 
     folder.mkdir()
     source, _ = resolve(make_recipe(model=name))
-    exported = export_onnx(
-        source.model,
-        name=name,
-        labels=source.labels,
-        image=source.image,
-        normalization=source.normalization,
-    ).model
+    exported = source.to_onnx().model
     write_onnx(exported, folder / "fp32.onnx")
     write_onnx(to_float16(exported).model, folder / "fp16.onnx")
     size = (1, source.image.height, source.image.width, source.image.channels)
