@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cnnedge.errors import CnnEdgeError
+from cnnedge.errors import CnnEdgeError, ModelError
 
 
 @contextmanager
@@ -68,6 +68,66 @@ def atomic_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         raise _cannot_write(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_keras_file(path: Path) -> None:
+    """Refuse a name that Keras would not write a model to.
+
+    Raises:
+        ModelError: it does not end in `.keras`.
+    """
+    if path.suffix != ".keras":
+        raise ModelError(f"{path} does not end in .keras", fix="name the file F.keras")
+
+
+def require_writable(out: Path, *others: Path) -> None:
+    """Find out before hours of work whether their result can be written.
+
+    Args:
+        out: The file to write; its folder is made where it is missing.
+        *others: What is written beside it, in that folder or in one within it.
+
+    Raises:
+        ModelError: a folder is in the place of a file, or a file in the place of a folder.
+        CnnEdgeError: the folder cannot be written, or the disk is full.
+    """
+    for path in (out, *others):
+        if path.is_dir():
+            raise ModelError(f"{path} is a folder", fix="move it, or name another file F.keras")
+        if path.parent != out.parent and path.parent.is_file():
+            raise ModelError(
+                f"{path.parent} is a file, and a folder of that name is to be there",
+                fix="move it, or name another file F.keras",
+            )
+    probe = out.with_suffix(f".{os.getpid()}.probe")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(bytes(4096))
+    except OSError as error:
+        raise _cannot_write(out, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+
+
+def require_space(folder: Path, needed: int, purpose: str) -> None:
+    """Find out before hours of work whether their result has room.
+
+    Args:
+        folder: A folder on the disk in question.
+        needed: Bytes.
+        purpose: What needs them, as in "training".
+
+    Raises:
+        CnnEdgeError: the disk has less free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise CnnEdgeError(
+            f"{folder.absolute()} has {free / 1e9:.2f} GB free, and {purpose} there needs "
+            f"{needed / 1e9:.2f} GB",
+            fix="free some space or choose another disk",
+        )
 
 
 def write_text(path: Path, text: str) -> None:

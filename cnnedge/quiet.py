@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any
+
+from cnnedge.errors import MissingExtraError
 
 
 def import_tensorflow() -> Any:
@@ -29,6 +32,24 @@ def import_tensorflow() -> Any:
 
         tf.constant(0)  # the first operation looks for devices, and says so
     return tf
+
+
+def require_training_packages(purpose: str) -> None:
+    """Load what training needs, TensorFlow quietly.
+
+    Args:
+        purpose: What needs them, as in "training".
+
+    Raises:
+        MissingExtraError: TensorFlow, Keras or Matplotlib is not installed.
+    """
+    with suppress(ImportError):  # named below
+        import_tensorflow()
+    for package in ("tensorflow", "keras", "matplotlib"):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise MissingExtraError(package, "export", purpose=purpose) from error
 
 
 class Aside:

@@ -15,14 +15,25 @@ PACKAGE = Path(__file__).parents[1] / "cnnedge"
 # Ground floor first; a module may import from its own floor and below, steps not from each other.
 FLOORS = [
     {"errors", "progress", "quiet"},
-    {"files", "image", "machine", "plan", "result"},
+    {"files", "checkpoint", "image", "machine", "plan", "result"},
     {"bundle", "recipe", "models", "data", "backends", "graph", "selftest", "runtime"},
-    {"train", "export", "quantize", "engine", "verify", "benchmark", "inspect", "report", "doctor"},
+    {
+        "train",
+        "compress",
+        "export",
+        "quantize",
+        "engine",
+        "verify",
+        "benchmark",
+        "inspect",
+        "report",
+        "doctor",
+    },
     {"source"},
     {"pipeline"},
     {"cli", "__main__"},
 ]
-STEPS = {"train", "export", "quantize", "engine", "verify", "benchmark", "inspect"}
+STEPS = {"train", "compress", "export", "quantize", "engine", "verify", "benchmark", "inspect"}
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 HEAVY = {"tensorflow", "keras", "onnxruntime", "onnx", "onnx_ir", "PIL", "sklearn", "matplotlib"}
 HEAVY |= {"tensorrt", "tensorrt_rtx", "cuda", "cupy"}

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cnnedge.data import Split
+from cnnedge.data import Split, stream
+from cnnedge.data.stream import Stream, augment
 from cnnedge.errors import CnnEdgeError, DataError, ImageError, MissingExtraError, ModelError
 from cnnedge.image import NORMALIZATIONS, ImageContract, normalize
-from cnnedge.train import EpochReport, TrainOptions, learner, stream, train
+from cnnedge.train import EpochReport, TrainOptions, learner, train
 from cnnedge.train.history import best_epoch
 from cnnedge.train.learner import Learner
-from cnnedge.train.stream import Stream, augment
 
 MODEL = "alexnet_v2"  # the smallest of the built-in ones
 OPTIONS = TrainOptions(epochs=4, batch_size=32, image_size=(64, 64), seed=3, learning_rate=1e-3)

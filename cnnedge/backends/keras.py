@@ -17,7 +17,7 @@ import keras
 import numpy as np
 
 from cnnedge.errors import ModelError
-from cnnedge.files import atomic_path
+from cnnedge.files import atomic_path, require_keras_file
 from cnnedge.image import NORMALIZATIONS, ImageContract, normalize
 
 NOTE_ENTRY = "cnnedge.json"
@@ -62,8 +62,7 @@ def save_model(model: keras.Model, path: Path | str, note: ModelNote) -> None:
         CnnEdgeError: the file cannot be written.
     """
     path = Path(path)
-    if path.suffix != ".keras":
-        raise ModelError(f"{path} does not end in .keras", fix="name the file F.keras")
+    require_keras_file(path)
     with atomic_path(path) as temporary:
         model.save(temporary)
         with zipfile.ZipFile(temporary, "a") as archive:

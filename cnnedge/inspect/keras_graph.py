@@ -1,18 +1,17 @@
-"""Keras model → rows: functional, sequential, nested and subclassed models alike.
-
-The model's `call` is traced on symbolic images of the size in question, and so is that of every
-model inside it; what comes out is a functional graph with sizes, whatever form the model had.
-"""
+"""Keras model → rows: functional, sequential, nested and subclassed models alike."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cnnedge.errors import MissingExtraError, ModelError
 from cnnedge.inspect.formulas import Field, Span, join, output_size, same_padding
 from cnnedge.inspect.table import Inspection, Reading, window_text
+
+if TYPE_CHECKING:
+    from cnnedge.backends.keras_graph import Call
 
 # At inference these hand their input on.
 _VIEWS = frozenset(
@@ -59,10 +58,16 @@ def read_keras(model: Any, source: str, height: int | None, width: int | None) -
         raise MissingExtraError(error.name or "keras", "export", purpose="inspecting") from error
 
     shape = _image_shape(model, height, width)
+    from cnnedge.backends.keras_graph import trace_calls
+
+    graph = trace_calls(model, [shape])
     walk = _Walk()
     reach: Field = (Span(), Span())
     row = walk.reading.add("image", "Input", shape, reach)
-    walk.through(model, [_Value(row, shape, reach)], "")
+    made = {id(graph.inputs[0]): _Value(row, shape, reach)}
+    for call in graph.calls:
+        results = walk.add(call, [made[id(tensor)] for tensor in call.inputs])
+        made.update(zip(map(id, call.outputs), results, strict=True))
     return walk.reading.finish(model.name, source)
 
 
@@ -87,49 +92,16 @@ def _image_shape(model: Any, height: int | None, width: int | None) -> tuple[int
 
 
 class _Walk:
-    """Follows a model's graph, appending a row for each layer."""
+    """The rows so far, and what has been counted in them."""
 
     def __init__(self) -> None:
         self.reading = Reading()
         self.counted: set[int] = set()
 
-    def through(self, model: Any, values: list[_Value], prefix: str) -> list[_Value]:
-        """Append the rows of ``model`` applied to ``values``; return its outputs."""
-        import keras
-
-        inputs = [keras.Input(value.shape) for value in values]
-        try:
-            outputs = model.call(inputs[0] if len(inputs) == 1 else inputs)
-            graph = keras.Function(inputs, outputs)
-        except Exception as error:  # whatever the model's own code raises
-            reason = (str(error).strip().splitlines() or [repr(error)])[0]
-            size = " and ".join("x".join(map(str, value.shape)) for value in values)
-            raise ModelError(
-                f"{model.name!r} cannot be traced on an input of {size}: {reason}",
-                fix="pass a size that it takes; its call must consist of layers and keras.ops",
-            ) from error
-        made = {id(tensor): value for tensor, value in zip(inputs, values, strict=True)}
-        # Keras has no public list of a graph's nodes; its operations alone would merge the uses
-        # of a layer that is called twice.
-        for depth in sorted(graph._nodes_by_depth, reverse=True):
-            for node in graph._nodes_by_depth[depth]:
-                if node.is_input:
-                    continue
-                taken = [made[id(tensor)] for tensor in node.arguments.keras_tensors]
-                if type(node.operation).__name__ == "ConvertToTensor":  # the trace's own
-                    results = taken
-                elif isinstance(node.operation, keras.Model):
-                    results = self.through(node.operation, taken, f"{prefix}{node.operation.name}/")
-                else:
-                    results = self.layer(node, taken, prefix)
-                made.update(zip(map(id, node.outputs), results, strict=True))
-        return [made[id(tensor)] for tensor in keras.tree.flatten(outputs)]
-
-    def layer(self, node: Any, values: list[_Value], prefix: str) -> list[_Value]:
-        """Append the row of one layer, or of one operation of `keras.ops`."""
-        layer, kind = node.operation, type(node.operation).__name__
-        name = prefix + layer.name
-        shapes = [tuple(tensor.shape[1:]) for tensor in node.outputs]
+    def add(self, call: Call, values: list[_Value]) -> list[_Value]:
+        """Append the row of one call; return its outputs."""
+        layer, kind, name = call.operation, call.kind, call.name
+        shapes = [tuple(tensor.shape[1:]) for tensor in call.outputs]
         reach = self.reach(layer, name, values, shapes[0])
         kernel = _pair(layer, "kernel_size") or _pair(layer, "pool_size")
         window = ""
@@ -157,14 +129,13 @@ class _Walk:
 
     def macs(self, layer: Any, name: str, values: list[_Value], output: tuple[int, ...]) -> int:
         """Return a layer's multiply-accumulates: every kernel, at every position."""
+        from cnnedge.backends.keras_graph import kernels, positions
+
+        counted = kernels(layer)
+        if counted:
+            used = positions(layer, values[0].shape, output)
+            return sum(prod(kernel.shape) for kernel in counted) * used
         kind = type(layer).__name__
-        if kind in ("Conv2D", "DepthwiseConv2D", "Dense"):
-            return prod(layer.kernel.shape) * _positions(layer, output)
-        if kind == "SeparableConv2D":
-            kernels = prod(layer.depthwise_kernel.shape) + prod(layer.pointwise_kernel.shape)
-            return kernels * _positions(layer, output)
-        if kind == "Conv2DTranspose":
-            return prod(layer.kernel.shape) * _positions(layer, values[0].shape)
         if getattr(layer, "weights", ()) and kind not in _UNCOUNTED:
             self.reading.notes.append(f"{name} ({kind}): its multiply-accumulates are not counted")
         return 0
@@ -223,13 +194,6 @@ class _Walk:
 def _spatial(layer: Any) -> tuple[int, int]:
     """Return the axes of height and width in a shape without the batch."""
     return (1, 2) if getattr(layer, "data_format", None) == "channels_first" else (0, 1)
-
-
-def _positions(layer: Any, shape: tuple[int, ...]) -> int:
-    """Return how often a layer applies its kernels: once per pixel of a map, or of a vector."""
-    if getattr(layer, "data_format", None) == "channels_first":
-        return prod(shape[1:])
-    return prod(shape[:-1])
 
 
 def _pair(layer: Any, attribute: str) -> tuple[int, int] | None:

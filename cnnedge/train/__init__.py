@@ -1,15 +1,13 @@
 """Train a built-in model on a data source, to the same weights whenever the seed is the same.
 
-What is where: `stream` makes batches of the images, `learner` is the network and its optimizer,
-`checkpoint` keeps both on disk, `history` tells how it went. This file is the order of things.
+What is where: `learner` is the network and its optimizer, `checkpoint` keeps both on disk,
+`history` tells how it went. The batches come from `cnnedge.data.stream`. This file is the order of
+things.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,15 +16,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cnnedge import __version__
+from cnnedge.checkpoint import remove_checkpoint
 from cnnedge.data import Dataset
-from cnnedge.errors import CnnEdgeError, MissingExtraError, ModelError
+from cnnedge.data.stream import Stream
+from cnnedge.errors import ModelError
+from cnnedge.files import require_keras_file, require_space, require_writable
 from cnnedge.progress import Progress, silent
-from cnnedge.quiet import import_tensorflow
+from cnnedge.quiet import require_training_packages
 from cnnedge.result import top_k
-from cnnedge.train.checkpoint import State, read_state, remove_state, write_state
+from cnnedge.train.checkpoint import State, read_state, write_state
 from cnnedge.train.history import EpochReport, best_epoch, draw_history, write_history
 from cnnedge.train.learner import Learner, precision
-from cnnedge.train.stream import Stream
 
 if TYPE_CHECKING:
     from cnnedge.backends.keras import ModelNote
@@ -49,7 +49,7 @@ class TrainOptions:
         init: What VGG's convolutions start from, see `cnnedge.models.pretrained.init_from`.
         learning_rate: Adam's; where it is None, 3e-4 for AlexNet and 1e-4 for VGG.
         patience: Stop after so many epochs in a row that are no better than the best.
-        augment: Whether to vary the training images, see `cnnedge.train.stream.augment`.
+        augment: Whether to vary the training images, see `cnnedge.data.stream.augment`.
         model_options: What `cnnedge.models.build` takes besides.
 
     Raises:
@@ -153,13 +153,14 @@ def train(
         DataError: a class has too few images to validate on.
         CnnEdgeError: ``out`` cannot be written, or the disk is too full.
     """
-    _require_packages()
+    require_training_packages("training")
     from cnnedge.backends.keras import ModelNote
 
     out = Path(out)
     checkpoint = out.with_suffix(".ckpt") / "state.npz"
     history_json, history_png = out.with_suffix(".history.json"), out.with_suffix(".history.png")
-    _require_writable(out, checkpoint, history_json, history_png)
+    require_keras_file(out)
+    require_writable(out, checkpoint, history_json, history_png)
     run = _describe(model_name, dataset, options)
     state = read_state(checkpoint, run) if resume else None
     learner = Learner(
@@ -197,7 +198,7 @@ def train(
     while not _finished(state.history, options):
         report = learner.run_epoch(len(state.history) + 1, options.epochs, stream, progress)
         if not report.finite:
-            remove_state(checkpoint)  # going on from it would lead here again
+            remove_checkpoint(checkpoint)  # going on from it would lead here again
             raise _diverged(report, learner, state, out, note)
         state = state.after(report, learner.variables(), learner.optimizer_variables())
         write_state(checkpoint, state)
@@ -220,44 +221,8 @@ def train(
     learner.save(out, note, {"top1": top1, "top5": top5, "test_images": len(dataset.test)})
     write_history(history_json, run, result.to_dict())
     draw_history(history_png, f"{model_name} on {dataset.name}", state.history)
-    remove_state(checkpoint)
+    remove_checkpoint(checkpoint)
     return result
-
-
-def _require_packages() -> None:
-    with contextlib.suppress(ImportError):  # named below
-        import_tensorflow()
-    for package in ("tensorflow", "keras", "matplotlib"):
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise MissingExtraError(package, "export", purpose="training") from error
-
-
-def _require_writable(out: Path, checkpoint: Path, *others: Path) -> None:
-    """Find out before hours of training whether their result can be written."""
-    if out.suffix != ".keras":
-        raise ModelError(f"{out} does not end in .keras", fix="name the file F.keras")
-    for path in (out, checkpoint, *others):
-        if path.is_dir():
-            raise ModelError(f"{path} is a folder", fix="move it, or name another file F.keras")
-    if checkpoint.parent.is_file():
-        raise ModelError(
-            f"{checkpoint.parent} is a file, and the checkpoint's folder is to be there",
-            fix="move it, or name another file F.keras",
-        )
-    probe = out.with_suffix(f".{os.getpid()}.probe")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(bytes(4096))
-    except OSError as error:
-        raise CnnEdgeError(
-            f"cannot write {out}: {error.strerror or error}",
-            fix="free some space or choose a folder you may write to",
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            probe.unlink()
 
 
 def _require_space(out: Path, checkpoint: Path, weights: int) -> None:
@@ -265,14 +230,7 @@ def _require_space(out: Path, checkpoint: Path, weights: int) -> None:
     # while the next is written. Then the model itself. One that is there already, to be resumed
     # from or replaced, has its place.
     there = checkpoint.stat().st_size if checkpoint.is_file() else 0
-    needed = (2 * 4 + 1) * weights - min(there, 4 * weights)
-    free = shutil.disk_usage(out.parent).free
-    if free < needed:
-        raise CnnEdgeError(
-            f"{out.parent.absolute()} has {free / 1e9:.2f} GB free, and training there needs "
-            f"{needed / 1e9:.2f} GB",
-            fix="free some space or choose another disk",
-        )
+    require_space(out.parent, (2 * 4 + 1) * weights - min(there, 4 * weights), "training")
 
 
 def _describe(model_name: str, dataset: Dataset, options: TrainOptions) -> dict[str, Any]:

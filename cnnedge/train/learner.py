@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cnnedge.data.stream import Batch, Stream
 from cnnedge.image import ImageContract
 from cnnedge.models import build, model_info
 from cnnedge.progress import Progress
 from cnnedge.train.history import EpochReport
-from cnnedge.train.stream import Batch, Stream
 
 if TYPE_CHECKING:
     from cnnedge.backends.keras import ModelNote

@@ -1,0 +1,108 @@
+"""What a long run needs to go on after a kill: arrays and facts in one file, whole or absent."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnnedge.errors import ModelError
+from cnnedge.files import atomic_path
+
+Arrays = Mapping[str, Sequence[np.ndarray]]
+
+# What NumPy's and zipfile's readers raise of a file that was cut or changed. RuntimeError is
+# zipfile's for a flipped bit that says "encrypted", or names another compression or version.
+DAMAGED = (
+    *(OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError),
+    zipfile.BadZipFile,
+)
+
+
+def write_checkpoint(
+    path: Path, run: Mapping[str, Any], facts: Mapping[str, Any], arrays: Arrays
+) -> None:
+    """Write it to an `.npz` file, in the place of the last one.
+
+    Args:
+        path: The file, ending in `.npz`.
+        run: All that decides what comes of the run; a resumed one must have the same.
+        facts: How far it is, JSON-able.
+        arrays: Lists of arrays, by name.
+
+    Raises:
+        CnnEdgeError: the folder cannot be written, or the disk is full.
+    """
+    counts = {name: len(group) for name, group in arrays.items()}
+    about = json.dumps({"run": run, "facts": facts, "counts": counts}, default=str)
+    flat: dict[str, Any] = {"about": np.array(about)}
+    for name, group in arrays.items():
+        flat |= {f"{name}/{i}": array for i, array in enumerate(group)}
+    with atomic_path(path) as temporary:
+        np.savez(temporary, **flat)
+
+
+def read_checkpoint(
+    path: Path, run: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, list[np.ndarray]]]:
+    """Return the facts and the arrays that `write_checkpoint` wrote of the same run.
+
+    Raises:
+        ModelError: there is no such file, it is damaged, or it is of another run than ``run``; the
+            message names what differs.
+    """
+    if not path.is_file():
+        raise ModelError(
+            f"there is no checkpoint {path} to resume from",
+            fix="start without --resume; a run that finished has removed its own",
+        )
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            about = json.loads(str(file["about"]))
+            arrays = {
+                name: [file[f"{name}/{i}"] for i in range(count)]
+                for name, count in about["counts"].items()
+            }
+        found, facts = dict(about["run"]), dict(about["facts"])
+    except DAMAGED as error:
+        raise damaged(path, error) from error
+    _require_same(path, found, json.loads(json.dumps(run, default=str)))
+    return facts, arrays
+
+
+def damaged(path: Path, error: Exception) -> ModelError:
+    """Return what is raised of a checkpoint that was cut or changed."""
+    return ModelError(
+        f"the checkpoint {path} is damaged ({error})", fix="start again without --resume"
+    )
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint, what a kill left of the next one, and the folder if it is empty then."""
+    with suppress(OSError):
+        for file in (path, *path.parent.glob(f".{path.stem}.*.partial{path.suffix}")):
+            file.unlink(missing_ok=True)
+        path.parent.rmdir()
+
+
+def _require_same(path: Path, found: dict[str, Any], asked: dict[str, Any]) -> None:
+    differing = [
+        f"{name} ({_short(found.get(name))} there, {_short(asked.get(name))} now)"
+        for name in found | asked
+        if found.get(name) != asked.get(name)
+    ]
+    if differing:
+        raise ModelError(
+            f"the checkpoint {path} is of another run, with another {', another '.join(differing)}",
+            fix="resume with the same data and options, or start again without --resume",
+        )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:12]}…"
