@@ -103,33 +103,55 @@ class Stream:
         Raises:
             ImageError: an image can no longer be decoded.
         """
-        import tensorflow as tf
+        return self._batches(self._order(epoch), self._split.targets, self._vary(epoch))
 
-        order = np.random.default_rng((self._seed, epoch)).permutation(self.train_at)
-        if not self._augmented:
-            return self._batches(order)
-        # One row for each image of the split, so that a draw belongs to the image and the epoch and
-        # not to a place in the order.
-        seed = tf.constant((self._seed, epoch), tf.int64)
-        draws = tf.random.stateless_uniform((len(self._split), 6), seed, -1.0, 1.0)
-        return self._batches(order, lambda images, at: augment(images, tf.gather(draws, at)))
+    def numbered(self, epoch: int, view: int) -> Iterator[Batch]:
+        """Yield a view of the images in an epoch's order, and instead of classes their indices.
+
+        A view is one way in which each image was varied, whatever the epoch: what a network
+        answers to it can be kept.
+        """
+        return self._batches(self._order(epoch), self._indices, self._vary(view))
+
+    def view(self, view: int) -> Iterator[Batch]:
+        """Yield that view with the indices ascending; see `numbered`."""
+        return self._batches(self.train_at, self._indices, self._vary(view))
 
     def validation(self) -> Iterator[Batch]:
         """Yield what is held back, as it is; see `training`."""
-        return self._batches(self.validation_at)
+        return self._batches(self.validation_at, self._split.targets, _as_it_is)
+
+    @property
+    def _indices(self) -> np.ndarray:
+        return np.arange(len(self._split))
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self._seed, epoch)).permutation(self.train_at)
+
+    def _vary(self, number: int) -> Callable[[Any, Any], Any]:
+        """Return what varies images, given with their indices, in one of the possible ways."""
+        import tensorflow as tf
+
+        if not self._augmented:
+            return _as_it_is
+        # One row for each image of the split, so that a draw belongs to the image and the number
+        # and not to a place in the order.
+        seed = tf.constant((self._seed, number), tf.int64)
+        draws = tf.random.stateless_uniform((len(self._split), 6), seed, -1.0, 1.0)
+        return lambda images, at: augment(images, tf.gather(draws, at))
 
     def _batches(
-        self, indices: np.ndarray, vary: Callable[[Any, Any], Any] = lambda images, at: images
+        self, indices: np.ndarray, values: np.ndarray, vary: Callable[[Any, Any], Any]
     ) -> Iterator[Batch]:
         import tensorflow as tf
 
-        def load(at: Any, targets: Any) -> Batch:
+        def load(at: Any, value: Any) -> Batch:
             images = tf.numpy_function(self._load, [at], tf.uint8)
             images = tf.ensure_shape(images, (None, *self._shape))
             images = vary(tf.cast(images, tf.float32), at)
-            return _normalize(images, self._normalization), targets
+            return _normalize(images, self._normalization), value
 
-        data = tf.data.Dataset.from_tensor_slices((indices, self._split.targets[indices]))
+        data = tf.data.Dataset.from_tensor_slices((indices, values[indices]))
         # Batches are made one after the other, each by all cores, while the network works.
         try:
             yield from data.batch(self._batch_size).map(load).prefetch(2)
@@ -183,6 +205,10 @@ def augment(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
     gain = 1 + CONTRAST * contrast[:, None, None, None]
     lift = BRIGHTNESS * brightness[:, None, None, None]
     return tf.clip_by_value((moved - mean) * gain + mean + lift, 0.0, 255.0)
+
+
+def _as_it_is(images: Any, at: Any) -> Any:
+    return images
 
 
 def _normalize(images: tf.Tensor, name: str) -> tf.Tensor:
