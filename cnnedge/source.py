@@ -28,6 +28,8 @@ class Source:
         origin: The file or the built-in model it comes from.
         dataset: Images to calibrate and verify on.
         may_calibrate: Whether that data is the model's own, so that INT8 ranges mean something.
+        seed: What the data is split by: the recipe's, else the one the model was trained with.
+        note: What the `.keras` file said by itself, or what was said for it.
     """
 
     model: Any
@@ -39,6 +41,8 @@ class Source:
     origin: str
     dataset: Dataset
     may_calibrate: bool = True
+    seed: int = 0
+    note: Any = None
 
     def to_onnx(self, input_dtype: str = "uint8") -> ExportedGraph:
         """Convert it to its FP32 graph; see `export_onnx`."""
@@ -97,7 +101,9 @@ def resolve(recipe: Recipe) -> tuple[Source, list[str]]:
     if note is None:
         note = _note_of_user_model(model, path, recipe)
     spec = recipe.data or note.data
-    dataset = open_source(spec or "digits", seed=recipe.seed)
+    # Another seed would make test images of what the model was trained on.
+    seed = recipe.seed if "seed" in recipe.model_fields_set else note.seed or recipe.seed
+    dataset = open_source(spec or "digits", seed=seed)
     labels = _labels(recipe, note.labels, dataset if spec else None, model)
     if spec is not None and dataset.labels != labels:
         raise DataError(
@@ -117,6 +123,8 @@ def resolve(recipe: Recipe) -> tuple[Source, list[str]]:
         path.name,
         dataset,
         may_calibrate=spec is not None,
+        seed=seed,
+        note=replace(note, labels=labels, image=image, normalization=normalization),
     ), warnings
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from cnnedge.errors import BackendError
 # nothing is lost. See docs/decisions/ort-bias-quantization.md.
 DISABLED_OPTIMIZERS = ["WeightBiasQuantization"]
 CPU_PROVIDER = "CPUExecutionProvider"
+PROFILE_WARM_UP = 5  # calls
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,41 @@ def open_session(
             fix="run `cnnedge doctor` to see what this machine lacks",
         )
     return Session(session, ran, session.get_inputs()[0].name, session.get_outputs()[0].name)
+
+
+def profile(model: bytes, batch: np.ndarray, *, calls: int = 20) -> dict[str, float]:
+    """Return the mean seconds of each node, by the name it has in the graph.
+
+    A node that the runtime fuses with others counts under the name of one of them.
+
+    Args:
+        model: The ONNX model's bytes.
+        batch: What it is called with.
+        calls: How often, after a few that are not counted.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_profiling = True
+    with tempfile.TemporaryDirectory() as folder:
+        options.profile_file_prefix = os.path.join(folder, "profile")
+        session = ort.InferenceSession(
+            model, options, providers=[CPU_PROVIDER], disabled_optimizers=DISABLED_OPTIMIZERS
+        )
+        name = session.get_inputs()[0].name
+        for _ in range(calls + PROFILE_WARM_UP):
+            session.run(None, {name: batch})
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    taken: dict[str, list[float]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            # ORT appends "_token_N" where it has changed a node's layout.
+            node = event["name"].removesuffix("_kernel_time").split("_token_")[0]
+            taken.setdefault(node, []).append(event["dur"] * 1e-6)
+    per_call = calls + PROFILE_WARM_UP
+    return {
+        node: sum(times[len(times) * PROFILE_WARM_UP // per_call :]) / calls
+        for node, times in taken.items()
+    }
 
 
 def version() -> str:

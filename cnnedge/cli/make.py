@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from cnnedge.cli.shell import SOURCE, as_list, command, main, progress_bar
+from cnnedge.cli.shell import (
+    SOURCE,
+    as_list,
+    as_size,
+    command,
+    main,
+    progress_bar,
+    tell_skipped,
+)
 from cnnedge.cli.show import (
     print_json,
     print_table,
@@ -66,7 +74,7 @@ def inspect_command(
         raise click.UsageError("give a MODEL, or --stack with kernels such as 3x3,3x3,3x3")
     if stack is not None:
         return show_stack(inspect.compare_stack(stack, channels), as_json)
-    height, width = _size(image_size) or (None, None)
+    height, width = as_size(image_size) or (None, None)
     inspection = inspect.inspect_model(str(model), height=height, width=width, classes=classes)
     return print_json(inspection.to_dict()) if as_json else show_inspection(inspection)
 
@@ -110,7 +118,7 @@ def train_command(
     options = TrainOptions(
         epochs=epochs,
         batch_size=batch_size,
-        image_size=_size(image_size),
+        image_size=as_size(image_size),
         seed=seed,
         init=init,
         learning_rate=learning_rate,
@@ -119,7 +127,7 @@ def train_command(
     )
     with progress_bar() as progress:
         dataset = open_source(source, seed=seed)
-        _tell_skipped(dataset)
+        tell_skipped(dataset)
         result = train(
             model, dataset, out, options, resume=resume, progress=progress, on_epoch=_tell_epoch
         )
@@ -232,7 +240,7 @@ def export_command(
         "precision": as_list(precision),
         "input": input_dtype,
         "labels": None if labels is None else str(labels),
-        "image_size": _size(image_size),
+        "image_size": as_size(image_size),
         "guard": False if no_guard else None,
         "engines": as_list(engines),
         **others,
@@ -335,22 +343,5 @@ def engine_command(
     return None
 
 
-def _tell_skipped(dataset: Any) -> None:
-    for line in dataset.skipped:
-        click.echo(f"skipped: {line}", err=True)
-
-
 def _tell_epoch(report: Any) -> None:
     click.echo(str(report), err=True)
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    try:
-        numbers = [int(part) for part in text.replace("x", ",").split(",")]
-    except ValueError:
-        numbers = []
-    if len(numbers) not in (1, 2) or any(n < 1 for n in numbers):
-        raise click.BadParameter(f"{text!r} is no size: give HEIGHT,WIDTH such as 192,160")
-    return numbers[0], numbers[-1]

@@ -116,3 +116,22 @@ def fail(error: Exception, code: int) -> None:
 def as_list(text: str | None) -> tuple[str, ...] | None:
     """Split a comma-separated option."""
     return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def as_size(text: str | None) -> tuple[int, int] | None:
+    """Parse an image size: "192,160", "192x160" or "192" for a square."""
+    if text is None:
+        return None
+    try:
+        numbers = [int(part) for part in text.replace("x", ",").split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 2) or any(n < 1 for n in numbers):
+        raise click.BadParameter(f"{text!r} is no size: give HEIGHT,WIDTH such as 192,160")
+    return numbers[0], numbers[-1]
+
+
+def tell_skipped(dataset: Any) -> None:
+    """Say which files of a data source were left out, and why."""
+    for line in dataset.skipped:
+        click.echo(f"skipped: {line}", err=True)

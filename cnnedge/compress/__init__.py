@@ -20,6 +20,7 @@ import numpy as np
 from cnnedge import __version__
 from cnnedge.compress.budget import Budget, Cost, choose_units, costs
 from cnnedge.compress.channels import ChannelMap, map_channels
+from cnnedge.compress.factorize import split_convolutions, split_dense
 from cnnedge.compress.importance import l1, taylor
 from cnnedge.compress.options import PARETO, CompressOptions
 from cnnedge.compress.outcome import (
@@ -131,10 +132,8 @@ def compress(
     if dataset is None:
         small, kept = _without_data(before, options, platform)
         save_model(small, out, replace(note, metrics={}))
-        only = _Sizes(small, shape, platform).candidate(1, kept, ())
-        return CompressResult(
-            out, options, platform.multiple, before.candidate(0, {}, ()), (only,), 1
-        )
+        only = _Sizes(small, shape, platform).candidate(1, kept)
+        return CompressResult(out, options, platform.multiple, before.candidate(0, {}), (only,), 1)
 
     rounds = options.rounds(before.costs())
     _require_space(out, model, len(rounds))
@@ -155,7 +154,7 @@ def compress(
     if resume:
         saved.resume(run)
     else:
-        saved.start(run, before.candidate(0, {}, ()), reference)
+        saved.start(run, before.candidate(0, {}), reference)
     for number in range(saved.finished + 1, len(rounds) + 1):
         epochs = options.epochs_of(number, len(rounds))
         on_round(work.round(saved, number, rounds[number - 1], epochs, last=number == len(rounds)))
@@ -204,7 +203,11 @@ class _Sizes:
         return cost, max(self.timing.seconds - cost.at(self.full), 0.0)
 
     def candidate(
-        self, number: int, kept: dict[str, list[int]], epochs: tuple[RecoveryEpoch, ...]
+        self,
+        number: int,
+        kept: dict[str, list[int]],
+        epochs: tuple[RecoveryEpoch, ...] = (),
+        splits: tuple[str, ...] = (),
     ) -> Candidate:
         """Return it as data."""
         layers = tuple(
@@ -220,6 +223,7 @@ class _Sizes:
             seconds=found.get("latency"),
             layers=layers,
             epochs=epochs,
+            splits=splits,
             notes=self.channels.notes,
         )
 
@@ -314,8 +318,18 @@ class _Work:
         """Prune, let it recover, save the network; go on with a round that was begun."""
         if saved.begun != number:
             network = saved.network(number - 1)
+            splits = saved.splits
+            if self.options.low_rank and number == 1:
+                network, found = split_dense(network, self.shape, **self.splitting)
+                splits = (*splits, *map(str, found))
             small, kept = self.prune(network, saved.kept(number - 1), target, last)
-            saved.begin(number, small, kept)
+            if self.options.tucker and (last or self.options.pareto):
+                faster = self.platform.faster
+                small, found = split_convolutions(
+                    small, self.shape, faster=faster, **self.splitting
+                )
+                splits = (*splits, *map(str, found))
+            saved.begin(number, small, kept, splits)
         network = saved.network(number)
         targets = self.split.targets
         student = Student(
@@ -347,9 +361,14 @@ class _Work:
             saved.epoch(report, student.variables(), student.optimizer_variables())
             self.on_epoch(report)
         sizes = _Sizes(network, self.shape, self.platform)
-        candidate = sizes.candidate(number, saved.kept(number), saved.reports)
+        candidate = sizes.candidate(number, saved.kept(number), saved.reports, saved.splits)
         saved.finish(candidate, network)
         return candidate
+
+    @property
+    def splitting(self) -> dict[str, Any]:
+        """How layers are split."""
+        return {"energy": self.options.energy, "multiple": self.platform.multiple}
 
     def prune(
         self, network: Any, before: dict[str, list[int]], target: dict[str, float], last: bool

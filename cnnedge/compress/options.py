@@ -48,7 +48,7 @@ class CompressOptions:
     importance: str = "taylor"
     low_rank: bool = False
     tucker: bool = False
-    energy: float = 0.95
+    energy: float = 0.8
     epochs: int = 12
     round_epochs: int = 3
     batch_size: int = 32

@@ -57,6 +57,7 @@ class Candidate:
         seconds: The latency, where a budget asks for it.
         layers: Each layer that makes channels.
         epochs: The fine-tuning.
+        splits: The layers that were split so far, a line each.
         notes: What had to stay as it is, and why.
         comparison: Its answers to the test images against the reference's, where it was asked.
     """
@@ -67,8 +68,17 @@ class Candidate:
     seconds: float | None
     layers: tuple[LayerKept, ...]
     epochs: tuple[RecoveryEpoch, ...] = ()
+    splits: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     comparison: Comparison | None = None
+
+    def __str__(self) -> str:
+        widths = ", ".join(f"{layer.name} {layer.channels}" for layer in self.layers)
+        took = "" if self.seconds is None else f", {1e3 * self.seconds:.2f} ms"
+        return (
+            f"round {self.round}: {self.macs / 1e6:,.1f} M MACs, {self.params:,} parameters{took}; "
+            f"{widths}"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON-able data."""
@@ -83,8 +93,8 @@ class Candidate:
             for layer in fields["layers"]
         )
         epochs = tuple(RecoveryEpoch(**epoch) for epoch in fields["epochs"])
-        notes = tuple(fields["notes"])
-        return Candidate(**{**fields, "layers": layers, "epochs": epochs, "notes": notes})
+        lines = {key: tuple(fields[key]) for key in ("splits", "notes")}
+        return Candidate(**{**fields, "layers": layers, "epochs": epochs, **lines})
 
 
 @dataclass(frozen=True)

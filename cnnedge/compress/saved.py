@@ -34,6 +34,7 @@ class Saved:
         reports: Its epochs so far, while it is being worked on.
         variables: Its network's after the last of them.
         optimizer: Its optimizer's.
+        splits: The layers that were split so far, a line each.
     """
 
     def __init__(self, folder: Path, note: ModelNote) -> None:
@@ -47,6 +48,7 @@ class Saved:
         self._note = note
         self._run: Mapping[str, Any] = {}
         self._kept: Kept = {}  # of the round that is begun
+        self.splits: tuple[str, ...] = ()
 
     @property
     def finished(self) -> int:
@@ -73,6 +75,7 @@ class Saved:
             self.candidates = [Candidate.from_dict(fields) for fields in facts["candidates"]]
             self.reports = tuple(RecoveryEpoch(**report) for report in facts["reports"])
             self.begun, self._kept = facts["begun"], facts["kept"]
+            self.splits = tuple(facts["splits"])
             self.variables, self.optimizer = arrays["variables"], arrays["optimizer"]
         except (KeyError, TypeError) as error:
             raise damaged(self.state, error) from error
@@ -89,10 +92,10 @@ class Saved:
             return self._kept
         return {layer.name: list(layer.kept) for layer in self.candidates[number].layers}
 
-    def begin(self, number: int, network: Any, kept: Kept) -> None:
+    def begin(self, number: int, network: Any, kept: Kept, splits: tuple[str, ...]) -> None:
         """Save a network that was just pruned."""
         self._write_network(number, network)
-        self.begun, self._kept, self.reports = number, kept, ()
+        self.begun, self._kept, self.splits, self.reports = number, kept, splits, ()
         self._write()
 
     def epoch(
@@ -130,6 +133,7 @@ class Saved:
             "candidates": [candidate.to_dict() for candidate in self.candidates],
             "begun": self.begun,
             "kept": self._kept,
+            "splits": self.splits,
             "reports": [asdict(report) for report in self.reports],
         }
         arrays = {"variables": self.variables, "optimizer": self.optimizer}
