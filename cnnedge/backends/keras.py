@@ -135,7 +135,9 @@ def compiled(model: keras.Model, normalization: str) -> Callable[[np.ndarray], n
     """
     import tensorflow as tf
 
-    function = tf.function(lambda images: model(images, training=False), autograph=False)
+    function = tf.function(
+        lambda images: model(images, training=False), autograph=False, reduce_retracing=True
+    )
     return lambda batch: function(tf.constant(normalize(batch, normalization))).numpy()
 
 

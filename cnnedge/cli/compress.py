@@ -178,7 +178,7 @@ def compress_command(
         lost = "more points than that" if asked.comparison is None else _drop(asked.comparison)
         what = "the reference itself" if not result.chosen else f"that of round {result.chosen}"
         raise GateError(
-            f"the asked budget loses {lost} of top-1, and {options.max_drop:g} are allowed",
+            f"the asked budget loses {lost} of top-1, and {result.options.max_drop:g} are allowed",
             fix=f"{result.path} has the smallest network that holds: {what}",
         )
 

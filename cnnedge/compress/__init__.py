@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cnnedge import __version__
-from cnnedge.compress.budget import Budget, Cost, choose_units, costs
+from cnnedge.compress.budget import Budget, Cost, choose_units, costs, require_reachable, steps_of
 from cnnedge.compress.channels import ChannelMap, map_channels
 from cnnedge.compress.factorize import split_convolutions, split_dense
 from cnnedge.compress.importance import l1, taylor
@@ -136,6 +136,8 @@ def compress(
         return CompressResult(out, options, platform.multiple, before.candidate(0, {}), (only,), 1)
 
     rounds = options.rounds(before.costs())
+    steps = steps_of(before.channels, platform.multiple)
+    require_reachable(before.channels, before.budgets(rounds[-1]), steps)
     _require_space(out, model, len(rounds))
     run = _describe(model, dataset, options, platform)
     stream = Stream(
@@ -149,7 +151,7 @@ def compress(
     )
     teacher = Teacher(model, stream, emits, len(dataset.train), progress)
     work = _Work(
-        options, platform, shape, stream, teacher, dataset.train, emits, progress, on_epoch
+        options, platform, steps, shape, stream, teacher, dataset.train, emits, progress, on_epoch
     )
     if resume:
         saved.resume(run)
@@ -190,6 +192,11 @@ class _Sizes:
         if self.timing is not None:
             found["latency"] = self.timing.seconds
         return found
+
+    def budgets(self, target: dict[str, float]) -> list[Budget]:
+        """Return the budgets of a target that channels alone decide."""
+        by_name = {"macs": self.macs, "params": self.params}
+        return [Budget(by_name[name], target[name]) for name in by_name if name in target]
 
     def latency(self) -> tuple[Cost, float]:
         """Return the latency as a cost, and the seconds that no channel decides."""
@@ -232,7 +239,9 @@ def _without_data(
     before: _Sizes, options: CompressOptions, platform: Platform
 ) -> tuple[Any, dict[str, list[int]]]:
     target = options.rounds(before.costs())[-1]
-    small, kept = _prune(before, l1(before.channels), target, platform, floor=0.0, exact=True)
+    steps = steps_of(before.channels, platform.multiple)
+    importance = l1(before.channels)
+    small, kept = _prune(before, importance, target, platform, steps, floor=0.0, exact=True)
     return small, still_there({}, before.channels, kept)
 
 
@@ -241,6 +250,7 @@ def _prune(
     importance: np.ndarray,
     target: dict[str, float],
     platform: Platform,
+    steps: Mapping[str, int],
     *,
     floor: float,
     exact: bool,
@@ -252,13 +262,13 @@ def _prune(
         importance: Of each of its units.
         target: The most that may be left of each cost.
         platform: The machine.
+        steps: What each group is rounded to.
         floor: The share of each group that stays, unless the target cannot be met otherwise.
         exact: Whether a latency is measured and not only estimated from the layers'.
     """
-    by_name = {"macs": sizes.macs, "params": sizes.params}
-    budgets = [Budget(by_name[name], target[name]) for name in by_name if name in target]
+    budgets = sizes.budgets(target)
     if "latency" not in target:
-        kept = _chosen(sizes.channels, importance, budgets, platform.multiple, floor)
+        kept = _chosen(sizes.channels, importance, budgets, steps, floor)
         return remove_channels(sizes.network, sizes.channels, kept), kept
     assert platform.time is not None
     cost, overhead = sizes.latency()
@@ -266,7 +276,7 @@ def _prune(
     best = None
     for _ in range(LATENCY_TRIES):
         latency = Budget(cost, limit)
-        kept = _chosen(sizes.channels, importance, [*budgets, latency], platform.multiple, floor)
+        kept = _chosen(sizes.channels, importance, [*budgets, latency], steps, floor)
         small = remove_channels(sizes.network, sizes.channels, kept)
         if not exact:
             return small, kept
@@ -288,14 +298,18 @@ def _prune(
 
 
 def _chosen(
-    channels: ChannelMap, importance: np.ndarray, budgets: list[Budget], multiple: int, floor: float
+    channels: ChannelMap,
+    importance: np.ndarray,
+    budgets: list[Budget],
+    steps: Mapping[str, int],
+    floor: float,
 ) -> np.ndarray:
     try:
-        return choose_units(channels, importance, budgets, multiple=multiple, floor=floor)
+        return choose_units(channels, importance, budgets, steps=steps, floor=floor)
     except ModelError:
         if not floor:
             raise
-        return choose_units(channels, importance, budgets, multiple=multiple)
+        return choose_units(channels, importance, budgets, steps=steps)
 
 
 @dataclass(frozen=True)
@@ -304,6 +318,7 @@ class _Work:
 
     options: CompressOptions
     platform: Platform
+    steps: Mapping[str, int]
     shape: tuple[int, int, int]
     stream: Stream
     teacher: Teacher
@@ -380,7 +395,12 @@ class _Work:
         else:
             batches = itertools.islice(self.stream.training(0), TAYLOR_BATCHES)
             importance = taylor(sizes.channels, batches, emits=self.emits)
-        small, kept = _prune(sizes, importance, target, self.platform, floor=FLOOR, exact=last)
+        # What a split has put in between is not in the reference.
+        steps = {**steps_of(sizes.channels, self.platform.multiple), **self.steps}
+        exact = last or bool(self.options.pareto)
+        small, kept = _prune(
+            sizes, importance, target, self.platform, steps, floor=FLOOR, exact=exact
+        )
         return small, still_there(before, sizes.channels, kept)
 
 

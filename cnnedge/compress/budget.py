@@ -16,6 +16,9 @@ import numpy as np
 from cnnedge.compress.channels import ChannelMap
 from cnnedge.errors import ModelError
 
+FINEST = 8  # a multiple that is not halved any more
+COARSEST_SHARE = 4  # a group is at least so many multiples wide, or these are finer
+
 
 @dataclass(frozen=True)
 class Dimension:
@@ -125,12 +128,59 @@ class Budget:
     limit: float
 
 
+def rounding(count: int, multiple: int) -> int:
+    """Return what a group of ``count`` units is rounded to.
+
+    The machine's multiple, halved while it is more than a quarter of the group: else the group had
+    no choice but to stay or to go; never below `FINEST`.
+    """
+    while multiple > FINEST and multiple > count / COARSEST_SHARE:
+        multiple //= 2
+    return multiple
+
+
+def steps_of(channels: ChannelMap, multiple: int) -> dict[str, int]:
+    """Return what the units of each group are rounded to, by the group's name."""
+    return {group.name: rounding(len(group), multiple) for group in channels.groups}
+
+
+def fewest(channels: ChannelMap, steps: Mapping[str, int]) -> list[int]:
+    """Return how many units of each group have to stay whatever the budget."""
+    return [min(steps[group.name], len(group)) for group in channels.groups]
+
+
+def require_reachable(
+    channels: ChannelMap, budgets: Sequence[Budget], steps: Mapping[str, int]
+) -> None:
+    """Refuse a budget that is not met by the smallest network there can be.
+
+    Args:
+        channels: The network's channels.
+        budgets: What has to hold.
+        steps: What each group is rounded to, see `steps_of`.
+
+    Raises:
+        ModelError: one is not; the message says how far it goes.
+    """
+    least = fewest(channels, steps)
+    for budget in budgets:
+        reached = budget.cost.at(least)
+        if reached > budget.limit:
+            full = budget.cost.at([len(group) for group in channels.groups])
+            raise ModelError(
+                f"the budget of {budget.limit / full:.3g} of the {budget.cost.name} cannot be met: "
+                f"with as few channels as can be, in multiples of up to {max(steps.values())}, "
+                f"{reached / full:.3g} are left",
+                fix="ask for less, or pass a smaller --multiple",
+            )
+
+
 def choose_units(
     channels: ChannelMap,
     importance: np.ndarray,
     budgets: Sequence[Budget],
     *,
-    multiple: int,
+    steps: Mapping[str, int],
     floor: float = 0.0,
 ) -> np.ndarray:
     """Give up the units that matter least for what they cost, until every budget is met.
@@ -143,8 +193,8 @@ def choose_units(
         channels: The network's channels.
         importance: Of each unit, 0 or more.
         budgets: What has to hold in the end.
-        multiple: What the number of units of each group is rounded to. A group keeps at least so
-            many, or all it has.
+        steps: What the number of units of each group is rounded to, by its name. A group keeps at
+            least so many, or all it has.
         floor: The share of each group's units, 0…1, that stays whatever the budgets say.
 
     Returns:
@@ -153,17 +203,22 @@ def choose_units(
     Raises:
         ModelError: the budgets cannot be met; the message says how far it goes.
     """
+    require_reachable(channels, budgets, steps)
     ranked = [g.units[np.argsort(-importance[g.units], kind="stable")] for g in channels.groups]
     # The importance of a group's k most important units, by k.
     totals = [np.concatenate([[0.0], np.cumsum(importance[units])]) for units in ranked]
-    least = [max(min(multiple, len(g)), int(np.ceil(floor * len(g)))) for g in channels.groups]
+    least = [
+        max(few, int(np.ceil(floor * len(group))))
+        for few, group in zip(fewest(channels, steps), channels.groups, strict=True)
+    ]
     kept = [len(units) for units in ranked]
     now = [budget.cost.at(kept) for budget in budgets]
 
     while any(value > budget.limit for value, budget in zip(now, budgets, strict=True)):
         best: tuple[float, int, int, list[float]] | None = None
         for group, have in enumerate(kept):
-            fewer = (have - 1) // multiple * multiple
+            step = steps[channels.groups[group].name]
+            fewer = (have - 1) // step * step
             if fewer < least[group] or fewer == have:
                 continue
             trial = [*kept[:group], fewer, *kept[group + 1 :]]
@@ -179,15 +234,7 @@ def choose_units(
             if best is None or lost / gain < best[0]:
                 best = lost / gain, group, fewer, then
         if best is None:
-            reached = "; ".join(
-                f"{budget.cost.name} {value:,.4g} of {budget.limit:,.4g}"
-                for value, budget in zip(now, budgets, strict=True)
-            )
-            raise ModelError(
-                f"the budget cannot be met: with {multiple} channels left everywhere that channels "
-                f"can go, {reached}",
-                fix="ask for less",
-            )
+            raise ModelError(f"the budgets cannot be met with {floor:.0%} of each group left")
         _, group, kept[group], now = best
     chosen = np.zeros(channels.units, bool)
     for units, count in zip(ranked, kept, strict=True):

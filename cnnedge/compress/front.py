@@ -85,11 +85,11 @@ def draw_front(path: Path, title: str, points: Sequence[Point], max_drop: float)
     axes.axhline(limit, color="#d9480f", linewidth=1, linestyle="--", zorder=1)
     axes.annotate(
         f"gate: {max_drop:g} points below the reference",
-        (1, limit),
+        (0, limit),
         xycoords=("axes fraction", "data"),
-        xytext=(-4, 4),
+        xytext=(6, 4),
         textcoords="offset points",
-        ha="right",
+        ha="left",
         color="#d9480f",
         fontsize=8,
     )
@@ -111,7 +111,7 @@ def draw_front(path: Path, title: str, points: Sequence[Point], max_drop: float)
             axes.annotate(
                 f"{p.network.removeprefix('macs ')}\n{p.bytes / 1e6:.2f} MB",
                 (p.latency_ms, 100 * p.top1),
-                xytext=(0, -26),
+                xytext=(0, -30 if form == "int8" else 18),
                 textcoords="offset points",
                 ha="center",
                 fontsize=7,
@@ -125,6 +125,6 @@ def draw_front(path: Path, title: str, points: Sequence[Point], max_drop: float)
     axes.margins(0.12, 0.2)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right", title="area: size of the file")
+    figure.legend(loc="outside right upper", title="area: size", frameon=False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=130)

@@ -147,7 +147,10 @@ class CompressResult:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON-able data."""
+        """Return it as JSON-able data; which channels are left is told of the kept network alone."""
+        networks = [candidate.to_dict() for candidate in (self.reference, *self.candidates)]
+        for network in networks:
+            network["layers"] = {layer["name"]: layer["channels"] for layer in network["layers"]}
         return {
             "path": str(self.path),
             "options": asdict(self.options),
@@ -155,8 +158,8 @@ class CompressResult:
             "met": self.met,
             "chosen_round": self.chosen,
             "layers": self.removed(),
-            "reference": self.reference.to_dict(),
-            "rounds": [candidate.to_dict() for candidate in self.candidates],
+            "reference": networks[0],
+            "rounds": networks[1:],
         }
 
 
