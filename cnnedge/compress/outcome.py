@@ -147,7 +147,7 @@ class CompressResult:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON-able data; which channels are left is told of the kept network alone."""
+        """Return JSON-able data; which channels are left is told of the kept network alone."""
         networks = [candidate.to_dict() for candidate in (self.reference, *self.candidates)]
         for network in networks:
             network["layers"] = {layer["name"]: layer["channels"] for layer in network["layers"]}
