@@ -16,22 +16,17 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import subprocess
-import sys
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+from contest import BLOCKS, Entrant, answer, attempt, quantized, result_of, tell, time_round
 
 from cnnedge.machine import this_machine, tool_versions
 from cnnedge.result import compare, ratio_interval
 
-WORKER = Path(__file__).with_name("worker.py")
-BLOCK = 20  # timed calls in a block
-BLOCKS = 3  # of each contestant before its process is started anew
 SLOWER = 1.05  # than the fastest peer's INT8 is still as fast
 FEWEST = {"rounds": 5, "repeats": 3}  # that settle anything
 TITLES = {
@@ -45,55 +40,6 @@ TITLES = {
 }
 PEERS = ("ort-static", "nncf", "litert")
 FLOATS = ("ort-fp32", "openvino-fp32", "litert-fp32")
-
-
-def result_of(*arguments: Any) -> Any:
-    """Run the worker to its end and return its result; raise with its last line otherwise."""
-    command = [sys.executable, str(WORKER), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    for line in done.stdout.splitlines():
-        if line.startswith("RESULT "):
-            return json.loads(line.removeprefix("RESULT "))
-    raise RuntimeError((done.stderr.strip().splitlines() or ["it said nothing"])[-1])
-
-
-class Server:
-    """A contestant's long-lived process."""
-
-    def __init__(self, folder: Path, name: str, file: str, threads: int) -> None:
-        command = [sys.executable, str(WORKER), "serve", str(folder), name, file, str(threads)]
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-        )
-        self._await("READY")
-
-    def ask(self, command: str) -> Any:
-        """Send a command and return its result."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(command + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._await("RESULT"))
-
-    def close(self) -> None:
-        """End the process."""
-        assert self._process.stdin is not None
-        with suppress(OSError):  # it may have died
-            self._process.stdin.close()
-        self._process.wait()
-        self._errors.close()
-
-    def _await(self, word: str) -> str:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith(word):
-                return line.removeprefix(word).strip()
-        self._errors.seek(0)
-        raise RuntimeError((self._errors.read().strip().splitlines() or ["it died"])[-1])
 
 
 def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -115,7 +61,8 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     for name, row in running.items():
         if name != "keras":  # whose answers are the reference
             tell(f"answering: {name}")
-            row.update(attempt(lambda name=name, row=row: answer(folder, name, row, threads)))
+            entrant = Entrant(folder, name, row["file"])
+            row.update(attempt(lambda entrant=entrant: answer(entrant, threads)))
     running = {name: row for name, row in running.items() if "error" not in row}
     samples: dict[str, list[list[float]]] = {name: [] for name in running}  # by round
     shuffled = random.Random(0)
@@ -123,7 +70,8 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         tell(f"timing: round {number + 1} of {arguments.rounds}")
         # New processes each time: where its memory happens to lie makes one 20 % faster than
         # another of the same program.
-        for name, taken in time_round(folder, running, threads, shuffled).items():
+        entrants = {name: Entrant(folder, name, row["file"]) for name, row in running.items()}
+        for name, taken in time_round(entrants, threads, shuffled).items():
             if isinstance(taken, str):
                 rows[name] = {"error": taken}
                 del running[name], samples[name]
@@ -149,61 +97,6 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "rows": rows,
         "goals": goals(rows, ours, samples),
     }
-
-
-def time_round(
-    folder: Path, running: dict[str, dict[str, Any]], threads: int, shuffled: random.Random
-) -> dict[str, list[float] | str]:
-    """Time each contestant in a new process; return its seconds, or why there are none."""
-    servers: dict[str, Server] = {}
-    taken: dict[str, list[float] | str] = {}
-    try:
-        for name, row in running.items():
-            try:
-                servers[name] = Server(folder, name, row["file"], threads)
-                taken[name] = []
-            except (RuntimeError, OSError) as error:
-                taken[name] = str(error)
-        order = list(servers)
-        for _ in range(BLOCKS):
-            shuffled.shuffle(order)  # or one would always come after the same, slower neighbour
-            for name in order:
-                found = taken[name]
-                if isinstance(found, str):  # it died in an earlier block
-                    continue
-                try:
-                    found += servers[name].ask(f"time {BLOCK}")
-                except (RuntimeError, OSError) as error:
-                    taken[name] = str(error)
-    finally:
-        for server in servers.values():
-            server.close()
-    return taken
-
-
-def quantized(folder: Path, name: str, times: int) -> dict[str, Any]:
-    """Quantize a few times, each in a new process; return the medians and every run."""
-    runs = [result_of("quantize", folder, name) for _ in range(times)]
-    keys = ("seconds", "peak_mib", "peak_over_start_mib")
-    return runs[-1] | {key: median(run[key] for run in runs) for key in keys} | {"runs": runs}
-
-
-def answer(folder: Path, name: str, row: dict[str, Any], threads: int) -> dict[str, Any]:
-    """Let a contestant answer the test images."""
-    server = Server(folder, name, row["file"], threads)
-    try:
-        server.ask("answers")
-    finally:
-        server.close()
-    return {}
-
-
-def attempt(work: Any) -> dict[str, Any]:
-    """Return a result, or the one line that says why there is none."""
-    try:
-        return work()
-    except (RuntimeError, OSError) as error:
-        return {"error": str(error)}
 
 
 def goals(
@@ -313,11 +206,6 @@ def markdown(document: dict[str, Any]) -> str:
         doubt = ", not settled" if goal["met"] is not None and not goal["settled"] else ""
         lines.append(f"| {goal['goal']} | {goal['measured']} | {met}{doubt} |")
     return "\n".join(lines) + "\n"
-
-
-def tell(text: str) -> None:
-    """Say what is being done."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def main() -> None:
