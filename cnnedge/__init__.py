@@ -16,6 +16,7 @@ _HOME = {
     "CnnEdgeError": "cnnedge.errors",
     "ImageContract": "cnnedge.image",
     "Prediction": "cnnedge.runtime",
+    "compress_model": "cnnedge.pipeline.compress",
     "export_bundle": "cnnedge.pipeline",
     "inspect_model": "cnnedge.inspect",
     "load": "cnnedge.runtime",
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from cnnedge.image import ImageContract as ImageContract
     from cnnedge.inspect import inspect_model as inspect_model
     from cnnedge.pipeline import export_bundle as export_bundle
+    from cnnedge.pipeline.compress import compress_model as compress_model
     from cnnedge.runtime import Classifier as Classifier
     from cnnedge.runtime import Prediction as Prediction
     from cnnedge.runtime import load as load

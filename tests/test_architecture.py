@@ -109,9 +109,8 @@ def run_in(python, code):
 
 
 def test_the_base_install_imports_what_a_device_runs(base_venv):
-    modules = (
-        "cli runtime engine plan bundle verify benchmark doctor image models data train inspect"
-    )
+    modules = "cli runtime engine plan bundle verify benchmark doctor image models data inspect"
+    modules += " train compress"
     code = "".join(f"import cnnedge.{name}\n" for name in modules.split())
     done = run_in(base_venv, code + "print(len(cnnedge.doctor.diagnose().abilities))")
     assert (done.returncode, done.stdout.strip()) == (0, "9"), done.stderr
@@ -125,6 +124,7 @@ def test_the_base_install_imports_what_a_device_runs(base_venv):
         (["bench", "BUNDLE"], "cpu"),
         (["export", "alexnet"], "export"),
         (["train", "alexnet", "-o", "x.keras"], "export"),
+        (["compress", "x.keras", "-o", "y.keras"], "export"),
         (["inspect", "alexnet"], "export"),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
