@@ -56,8 +56,13 @@ class Source:
         )
 
 
-def resolve(recipe: Recipe) -> tuple[Source, list[str]]:
+def resolve(recipe: Recipe, *, without_data: bool = False) -> tuple[Source, list[str]]:
     """Load or build the model that a recipe names, and open the data it is verified on.
+
+    Args:
+        recipe: What is asked for.
+        without_data: Leave the model's own data alone, which need not be there any more; the
+            embedded digits stand in for it.
 
     Raises:
         ModelError: there is no such model, or it leaves something unsaid that must be given.
@@ -100,7 +105,7 @@ def resolve(recipe: Recipe) -> tuple[Source, list[str]]:
     model, note = load_model(path)
     if note is None:
         note = _note_of_user_model(model, path, recipe)
-    spec = recipe.data or note.data
+    spec = None if without_data else recipe.data or note.data
     # Another seed would make test images of what the model was trained on.
     seed = recipe.seed if "seed" in recipe.model_fields_set else note.seed or recipe.seed
     dataset = open_source(spec or "digits", seed=seed)

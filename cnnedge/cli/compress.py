@@ -139,8 +139,6 @@ def compress_command(
         augment=not no_augment,
         **{name: others.pop(name) for name in (*ours, *theirs)},
     )
-    if data_free:
-        others["precision"] = ("fp32",)
     chosen = {
         "model": str(model),
         "data": source,

@@ -20,7 +20,8 @@ from cnnedge.compress import Candidate, CompressOptions, CompressResult, Platfor
 from cnnedge.compress.front import Point, draw_front, write_front
 from cnnedge.compress.outcome import RecoveryEpoch
 from cnnedge.data import Dataset
-from cnnedge.errors import DataError
+from cnnedge.data.split import refuse_overlap
+from cnnedge.errors import DataError, ModelError
 from cnnedge.files import write_text
 from cnnedge.graph.write import write_onnx
 from cnnedge.pipeline.hardware import (
@@ -30,7 +31,7 @@ from cnnedge.pipeline.hardware import (
     split_is_faster,
     timer,
 )
-from cnnedge.pipeline.int8 import calibrate_source
+from cnnedge.pipeline.int8 import calibrate_source, calibration_split
 from cnnedge.progress import Progress, silent
 from cnnedge.recipe import Recipe
 from cnnedge.result import Comparison, Measurement, compare
@@ -133,13 +134,21 @@ def compress_model(
         CnnEdgeError: as `resolve` and `compress`, or the files cannot be written.
     """
     out = Path(out)
-    source, warnings = resolve(recipe)
-    on_data(source.dataset)
-    if not data_free and not source.may_calibrate:
-        raise DataError(
-            f"{source.origin} does not say what it was trained on",
-            fix="pass --data FOLDER, or --data-free to prune by the weights alone",
+    source, warnings = resolve(recipe, without_data=data_free)
+    if source.note is None:
+        raise ModelError(
+            f"{source.origin} has no trained weights to go by",
+            fix="train it first, or give your own .keras file",
         )
+    if not data_free:
+        if not source.may_calibrate:
+            raise DataError(
+                f"{source.origin} does not say what it was trained on",
+                fix="pass --data FOLDER, or --data-free to prune by the weights alone",
+            )
+        on_data(source.dataset)
+        # INT8 is calibrated at the end, and that is too late to find this out.
+        refuse_overlap(calibration_split(source, recipe), source.dataset.test)
     emits = source.to_onnx().emitted  # and if it cannot be exported, now is the time to say so
     granularity = None
     if multiple is None:

@@ -76,6 +76,11 @@ class Calibrated:
         }
 
 
+def calibration_split(source: Source, recipe: Recipe) -> Split:
+    """Return the images that a recipe calibrates on."""
+    return source.dataset.calibration.take(recipe.calibration_images, seed=recipe.seed)
+
+
 def calibrate_source(
     source: Source, recipe: Recipe, model: Any, test: Split, scratch: Path, progress: Progress
 ) -> Calibrated:
@@ -90,7 +95,7 @@ def calibrate_source(
     cpu = CPU if has_dot_product else CPU_REDUCED
     targets = {"int8": cpu, "int8-trt": TRT}
     plans = [make_plan(model, target) for target in targets.values()]
-    split = source.dataset.calibration.take(recipe.calibration_images, seed=recipe.seed)
+    split = calibration_split(source, recipe)
     refuse_overlap(split, test)
     takes_float = recipe.input == "float32"
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -142,6 +143,17 @@ def test_without_data_nothing_is_judged(toy_file, tmp_path):
     assert inspect_model(str(out)).macs <= 0.25 * inspect_model(str(toy_file)).macs
 
 
+def test_data_that_is_gone_is_not_needed_without_data(toy_model, toy_file, tmp_path):
+    from cnnedge.backends.keras import load_model, save_model
+
+    model, note = load_model(toy_file)
+    moved, out = tmp_path / "moved.keras", tmp_path / "small.keras"
+    save_model(model, moved, replace(note, data=str(tmp_path / "gone")))
+    assert "there is no data source" in error_of(run("compress", moved, *QUICK, "-o", out))
+    assert run("compress", moved, "--data-free", "--multiple", 4, "-o", out).exit_code == 0
+    assert load_model(out)[1].labels == note.labels
+
+
 def test_a_latency_budget_is_measured_on_this_machine(toy_file, tmp_path):
     """One that every network meets: what it takes to meet a shorter one is up to the machine."""
     out = tmp_path / "small.keras"
@@ -234,6 +246,22 @@ class TestBadInput:
         assert result.exit_code == code, (result.output, result.exception)
         assert named in " ".join(result.stderr.replace("│", " ").split())
         assert not out.exists()
+
+    def test_a_model_without_weights(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        line = error_of(run("compress", "alexnet", "--image-size", "64,64", *QUICK))
+        assert "alexnet has no trained weights to go by; train it first" in line
+
+    def test_images_in_two_splits_are_told_beforehand(self, toy_file, tmp_path, monkeypatch):
+        from cnnedge.pipeline import compress as flow
+
+        def same_images(source, recipe):
+            return source.dataset.test.take(5, 0)
+
+        monkeypatch.setattr(flow, "calibration_split", same_images)
+        out = tmp_path / "small.keras"
+        assert "is also the test" in error_of(run("compress", toy_file, *QUICK, "-o", out))
+        assert not list(tmp_path.iterdir())
 
     def test_a_model_that_does_not_say_what_it_knows(self, toy_model, tmp_path):
         mine = tmp_path / "mine.keras"
