@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,29 @@ def read_checkpoint(
         ModelError: there is no such file, it is damaged, or it is of another run than ``run``; the
             message names what differs.
     """
+    with _opened(path) as file:
+        about = json.loads(str(file["about"]))
+        arrays = {
+            name: [file[f"{name}/{i}"] for i in range(count)]
+            for name, count in about["counts"].items()
+        }
+        found, facts = dict(about["run"]), dict(about["facts"])
+    _require_same(path, found, json.loads(json.dumps(run, default=str)))
+    return facts, arrays
+
+
+def run_of(path: Path) -> dict[str, Any]:
+    """Return what decides what comes of the run that a checkpoint is of.
+
+    Raises:
+        ModelError: there is no such file, or it is damaged.
+    """
+    with _opened(path) as file:
+        return dict(json.loads(str(file["about"]))["run"])
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise ModelError(
             f"there is no checkpoint {path} to resume from",
@@ -63,16 +86,9 @@ def read_checkpoint(
         )
     try:
         with np.load(path, allow_pickle=False) as file:
-            about = json.loads(str(file["about"]))
-            arrays = {
-                name: [file[f"{name}/{i}"] for i in range(count)]
-                for name, count in about["counts"].items()
-            }
-        found, facts = dict(about["run"]), dict(about["facts"])
+            yield file
     except DAMAGED as error:
         raise damaged(path, error) from error
-    _require_same(path, found, json.loads(json.dumps(run, default=str)))
-    return facts, arrays
 
 
 def damaged(path: Path, error: Exception) -> ModelError:

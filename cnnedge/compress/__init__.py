@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cnnedge import __version__
+from cnnedge.checkpoint import run_of
 from cnnedge.compress.budget import Budget, Cost, choose_units, costs, require_reachable, steps_of
 from cnnedge.compress.channels import ChannelMap, map_channels
 from cnnedge.compress.factorize import split_convolutions, split_dense
@@ -33,7 +34,7 @@ from cnnedge.compress.outcome import (
 )
 from cnnedge.compress.recovery import RecoveryEpoch, Student, Teacher, run_epoch
 from cnnedge.compress.rewrite import remove_channels
-from cnnedge.compress.saved import Saved
+from cnnedge.compress.saved import Saved, state_path
 from cnnedge.data import Dataset, Split
 from cnnedge.data.stream import Stream
 from cnnedge.errors import ModelError
@@ -45,7 +46,16 @@ from cnnedge.result import Comparison, compare
 if TYPE_CHECKING:
     from cnnedge.backends.keras import ModelNote
 
-__all__ = ["PARETO", "Candidate", "CompressOptions", "CompressResult", "Timing", "compress"]
+__all__ = [
+    "PARETO",
+    "Candidate",
+    "CompressOptions",
+    "CompressResult",
+    "Platform",
+    "Timing",
+    "compress",
+    "resumed_multiple",
+]
 
 TAYLOR_BATCHES = 32  # that importance is taken from
 FLOOR = 0.25  # of a group, that stays in each round: an estimate of first order reaches no further
@@ -119,7 +129,7 @@ def compress(
     from cnnedge.backends.keras import save_model
 
     out = Path(out)
-    saved = Saved(out.with_suffix(".ckpt"), note)
+    saved = Saved(state_path(out), note)
     require_keras_file(out)
     require_writable(out, saved.state)
     image = note.image
@@ -174,6 +184,15 @@ def compress(
         save_model(saved.network(number), point, note)
     saved.remove()
     return result
+
+
+def resumed_multiple(out: Path | str) -> int:
+    """Return what a stopped run rounds to: measured again, it might be something else.
+
+    Raises:
+        ModelError: there is no run to resume beside ``out``, or its checkpoint is damaged.
+    """
+    return int(run_of(state_path(Path(out)))["multiple"])
 
 
 class _Sizes:

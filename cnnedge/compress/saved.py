@@ -20,11 +20,16 @@ if TYPE_CHECKING:
 Kept = dict[str, list[int]]
 
 
+def state_path(out: Path) -> Path:
+    """Return where the checkpoint of a run is that writes ``out``; its networks are beside it."""
+    return out.with_suffix(".ckpt") / "state.npz"
+
+
 class Saved:
     """What a run has come to, always as it is on disk.
 
     Args:
-        folder: Where it is.
+        state: Where its checkpoint is, see `state_path`.
         note: What goes with each network.
 
     Attributes:
@@ -37,14 +42,14 @@ class Saved:
         splits: The layers that were split so far, a line each.
     """
 
-    def __init__(self, folder: Path, note: ModelNote) -> None:
-        self.state = folder / "state.npz"
+    def __init__(self, state: Path, note: ModelNote) -> None:
+        self.state = state
         self.candidates: list[Candidate] = []
         self.begun = 0
         self.reports: tuple[RecoveryEpoch, ...] = ()
         self.variables: list[np.ndarray] = []
         self.optimizer: list[np.ndarray] = []
-        self._folder = folder
+        self._folder = state.parent
         self._note = note
         self._run: Mapping[str, Any] = {}
         self._kept: Kept = {}  # of the round that is begun

@@ -16,13 +16,20 @@ from typing import Any
 import numpy as np
 
 from cnnedge.benchmark import environment, measure_interleaved
-from cnnedge.compress import Candidate, CompressOptions, CompressResult, Platform, compress
+from cnnedge.compress import (
+    Candidate,
+    CompressOptions,
+    CompressResult,
+    Platform,
+    compress,
+    resumed_multiple,
+)
 from cnnedge.compress.front import Point, draw_front, write_front
 from cnnedge.compress.outcome import RecoveryEpoch
 from cnnedge.data import Dataset
 from cnnedge.data.split import refuse_overlap
 from cnnedge.errors import DataError, ModelError
-from cnnedge.files import write_text
+from cnnedge.files import require_keras_file, write_text
 from cnnedge.graph.write import write_onnx
 from cnnedge.pipeline.hardware import (
     IMAGES,
@@ -134,6 +141,7 @@ def compress_model(
         CnnEdgeError: as `resolve` and `compress`, or the files cannot be written.
     """
     out = Path(out)
+    require_keras_file(out)
     source, warnings = resolve(recipe, without_data=data_free)
     if source.note is None:
         raise ModelError(
@@ -151,6 +159,8 @@ def compress_model(
         refuse_overlap(calibration_split(source, recipe), source.dataset.test)
     emits = source.to_onnx().emitted  # and if it cannot be exported, now is the time to say so
     granularity = None
+    if multiple is None and resume:
+        multiple = resumed_multiple(out)
     if multiple is None:
         granularity = measure_granularity(progress)
         multiple = granularity.multiple

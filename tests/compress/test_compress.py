@@ -250,6 +250,11 @@ class TestStoppedAndResumed:
         with pytest.raises(ModelError, match=rf"{file} is (damaged|not a whole)"):
             run(toy, few_digits, stopped_copy, resume=True)
 
+    def test_a_resumed_run_rounds_as_it_did(self, stopped_copy, tmp_path):
+        assert cnnedge.compress.resumed_multiple(stopped_copy) == 4
+        with pytest.raises(ModelError, match="there is no checkpoint"):
+            cnnedge.compress.resumed_multiple(tmp_path / "other.keras")
+
     def test_nothing_to_resume_from(self, toy, few_digits, tmp_path):
         with pytest.raises(ModelError, match="there is no checkpoint"):
             run(toy, few_digits, tmp_path / "x.keras", resume=True)
