@@ -67,7 +67,7 @@ class Recipe(BaseModel):
     engines: tuple[Literal["tensorrt", "rtx"], ...] = ()
     max_batch: int = Field(8, ge=1)
     bench_seconds: float = Field(8.0, gt=0)
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
 
     @field_validator("preprocess")
     @classmethod

@@ -99,7 +99,7 @@ class CompressOptions:
             if share is not None
         }
         if self.latency is not None:
-            targets["latency"] = min(self.latency, full["latency"])
+            targets["latency"] = self.latency
         furthest = max(full[name] / target for name, target in targets.items())
         count = max(1, math.ceil(math.log(furthest) / math.log(ROUND_FACTOR) - 1e-9))
         return [

@@ -146,7 +146,8 @@ class TestRounds:
         assert CompressOptions(macs=1.0).rounds(FULL) == [{"macs": pytest.approx(1000)}]
 
     def test_a_latency_it_has_already(self):
-        assert CompressOptions(latency=1.0).rounds(FULL) == [{"latency": 0.01}]
+        """Measured again it may take a little longer, and still less than asked."""
+        assert CompressOptions(latency=1.0).rounds(FULL) == [{"latency": pytest.approx(1.0)}]
 
     def test_a_front_goes_down(self):
         rounds = CompressOptions(pareto=(0.2, 0.8)).rounds(FULL)

@@ -235,7 +235,7 @@ class TestBadInput:
             (("--epochs", "0"), 2, "--epochs"),
             (("--resume",), 1, "there is no checkpoint"),
             (("--data", "nowhere"), 1, "there is no data source 'nowhere'"),
-            (("--data", "signs:64"), 1, "has the classes"),
+            (("--data", "signs:256"), 1, "has the classes"),
             (("--seed", "-1", "--data", "digits"), 1, "seed"),
         ],
         ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
