@@ -1,9 +1,10 @@
 """Step: make a network smaller so that it still gives the reference's answers.
 
 What is where: `channels` says which channels stand or fall together, `importance` how much each
-matters, `budget` what they cost and which to give up, `rewrite` builds the network without them,
-`factorize` splits layers in cheaper ones, `recovery` lets the network learn again, and `outcome` is
-what came of it. This file is the order of things.
+matters, `budget` what they cost and which to give up, `rewrite` builds the network without them, and
+`pruning` is these together; `factorize` splits layers in cheaper ones, `recovery` lets the network
+learn again, `saved` is what a kill leaves, `outcome` what came of it. This file is the order of
+things.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ import numpy as np
 
 from cnnedge import __version__
 from cnnedge.checkpoint import run_of
-from cnnedge.compress.budget import Budget, Cost, choose_units, costs, require_reachable, steps_of
-from cnnedge.compress.channels import ChannelMap, map_channels
+from cnnedge.compress.budget import require_reachable, steps_of
+from cnnedge.compress.channels import map_channels
 from cnnedge.compress.factorize import split_convolutions, split_dense
 from cnnedge.compress.importance import l1, taylor
 from cnnedge.compress.options import PARETO, CompressOptions
 from cnnedge.compress.outcome import (
     Candidate,
     CompressResult,
-    LayerKept,
     Timing,
     require_channels,
     still_there,
 )
+from cnnedge.compress.pruning import Platform, Sizes, prune_to
 from cnnedge.compress.recovery import RecoveryEpoch, Student, Teacher, run_epoch
 from cnnedge.compress.rewrite import remove_channels
 from cnnedge.compress.saved import Saved, state_path
@@ -59,24 +60,6 @@ __all__ = [
 
 TAYLOR_BATCHES = 32  # that importance is taken from
 FLOOR = 0.25  # of a group, that stays in each round: an estimate of first order reaches no further
-LATENCY_TRIES = 6
-LATENCY_SLACK = 0.93  # of the latency asked for: nearer than this is near enough
-
-
-@dataclass(frozen=True)
-class Platform:
-    """What the machine that the network is for is like.
-
-    Attributes:
-        multiple: What it likes the number of channels to be a multiple of.
-        time: Times a network on it; None where no budget asks for that.
-        faster: Tells of a convolution split in three, by the ranks in the middle, whether it is
-            faster: ``faster(height, width, kernel shape, strides, ranks)``.
-    """
-
-    multiple: int
-    time: Callable[[Any], Timing] | None = None
-    faster: Callable[..., bool] = lambda *case: False
 
 
 def compress(
@@ -138,11 +121,11 @@ def compress(
     require_channels(channels, model.name)
     everything = np.ones(channels.units, bool)
     reference = remove_channels(model, channels, everything)  # flat, with names of its own
-    before = _Sizes(reference, shape, platform)
+    before = Sizes(reference, shape, platform)
     if dataset is None:
         small, kept = _without_data(before, options, platform)
         save_model(small, out, replace(note, metrics={}))
-        only = _Sizes(small, shape, platform).candidate(1, kept)
+        only = Sizes(small, shape, platform).candidate(1, kept)
         return CompressResult(out, options, platform.multiple, before.candidate(0, {}), (only,), 1)
 
     rounds = options.rounds(before.costs())
@@ -195,140 +178,14 @@ def resumed_multiple(out: Path | str) -> int:
     return int(run_of(state_path(Path(out)))["multiple"])
 
 
-class _Sizes:
-    """A network, its channels, and what it costs."""
-
-    def __init__(self, network: Any, shape: tuple[int, int, int], platform: Platform) -> None:
-        self.network = network
-        self.channels = map_channels(network, shape)
-        self.macs, self.params = costs(self.channels)
-        self.full = [len(group) for group in self.channels.groups]
-        self.timing = None if platform.time is None else platform.time(network)
-
-    def costs(self) -> dict[str, float]:
-        """Return what it costs, by the name of the budget."""
-        found = {"macs": self.macs.at(self.full), "params": self.params.at(self.full)}
-        if self.timing is not None:
-            found["latency"] = self.timing.seconds
-        return found
-
-    def budgets(self, target: dict[str, float]) -> list[Budget]:
-        """Return the budgets of a target that channels alone decide."""
-        by_name = {"macs": self.macs, "params": self.params}
-        return [Budget(by_name[name], target[name]) for name in by_name if name in target]
-
-    def latency(self) -> tuple[Cost, float]:
-        """Return the latency as a cost, and the seconds that no channel decides."""
-        assert self.timing is not None
-        rates = {
-            layer: self.timing.by_layer.get(layer, 0.0) / macs
-            for layer, macs in self.macs.by_layer(self.full).items()
-            if macs
-        }
-        cost = self.macs.weighted("latency", rates)
-        return cost, max(self.timing.seconds - cost.at(self.full), 0.0)
-
-    def candidate(
-        self,
-        number: int,
-        kept: dict[str, list[int]],
-        epochs: tuple[RecoveryEpoch, ...] = (),
-        splits: tuple[str, ...] = (),
-    ) -> Candidate:
-        """Return it as data."""
-        layers = tuple(
-            LayerKept(found.name, len(found.width), tuple(kept.get(found.name, ())))
-            for found in self.channels.layers.values()
-            if found.work and found.width is not None
-        )
-        found = self.costs()
-        return Candidate(
-            round=number,
-            macs=int(found["macs"]),
-            params=int(found["params"]),
-            seconds=found.get("latency"),
-            layers=layers,
-            epochs=epochs,
-            splits=splits,
-            notes=self.channels.notes,
-        )
-
-
 def _without_data(
-    before: _Sizes, options: CompressOptions, platform: Platform
+    before: Sizes, options: CompressOptions, platform: Platform
 ) -> tuple[Any, dict[str, list[int]]]:
     target = options.rounds(before.costs())[-1]
     steps = steps_of(before.channels, platform.multiple)
     importance = l1(before.channels)
-    small, kept = _prune(before, importance, target, platform, steps, floor=0.0, exact=True)
+    small, kept = prune_to(before, importance, target, platform, steps, floor=0.0, exact=True)
     return small, still_there({}, before.channels, kept)
-
-
-def _prune(
-    sizes: _Sizes,
-    importance: np.ndarray,
-    target: dict[str, float],
-    platform: Platform,
-    steps: Mapping[str, int],
-    *,
-    floor: float,
-    exact: bool,
-) -> tuple[Any, np.ndarray]:
-    """Return a network that meets the target, and for each unit whether it is kept.
-
-    Args:
-        sizes: The network to prune.
-        importance: Of each of its units.
-        target: The most that may be left of each cost.
-        platform: The machine.
-        steps: What each group is rounded to.
-        floor: The share of each group that stays, unless the target cannot be met otherwise.
-        exact: Whether a latency is measured and not only estimated from the layers'.
-    """
-    budgets = sizes.budgets(target)
-    if "latency" not in target:
-        kept = _chosen(sizes.channels, importance, budgets, steps, floor)
-        return remove_channels(sizes.network, sizes.channels, kept), kept
-    assert platform.time is not None
-    cost, overhead = sizes.latency()
-    limit = max(target["latency"] - overhead, 0.05 * target["latency"])
-    best = None
-    for _ in range(LATENCY_TRIES):
-        latency = Budget(cost, limit)
-        kept = _chosen(sizes.channels, importance, [*budgets, latency], steps, floor)
-        small = remove_channels(sizes.network, sizes.channels, kept)
-        if not exact:
-            return small, kept
-        seconds = platform.time(small).seconds
-        if seconds <= target["latency"]:
-            best = small, kept
-            if seconds >= LATENCY_SLACK * target["latency"] or kept.all():
-                return best
-        elif best is not None:
-            return best
-        limit *= target["latency"] * (1 + LATENCY_SLACK) / 2 / seconds
-    if best is None:
-        raise ModelError(
-            f"{LATENCY_TRIES} networks were measured and none answers within "
-            f"{1e3 * target['latency']:.3g} ms, the last in {1e3 * seconds:.3g} ms",
-            fix="ask for less, or use a machine that nothing else keeps busy",
-        )
-    return best
-
-
-def _chosen(
-    channels: ChannelMap,
-    importance: np.ndarray,
-    budgets: list[Budget],
-    steps: Mapping[str, int],
-    floor: float,
-) -> np.ndarray:
-    try:
-        return choose_units(channels, importance, budgets, steps=steps, floor=floor)
-    except ModelError:
-        if not floor:
-            raise
-        return choose_units(channels, importance, budgets, steps=steps)
 
 
 @dataclass(frozen=True)
@@ -394,7 +251,7 @@ class _Work:
                 )
             saved.epoch(report, student.variables(), student.optimizer_variables())
             self.on_epoch(report)
-        sizes = _Sizes(network, self.shape, self.platform)
+        sizes = Sizes(network, self.shape, self.platform)
         candidate = sizes.candidate(number, saved.kept(number), saved.reports, saved.splits)
         saved.finish(candidate, network)
         return candidate
@@ -408,7 +265,7 @@ class _Work:
         self, network: Any, before: dict[str, list[int]], target: dict[str, float], last: bool
     ) -> tuple[Any, dict[str, list[int]]]:
         """Return a smaller network, and which of the reference's channels it has by layer."""
-        sizes = _Sizes(network, self.shape, self.platform)
+        sizes = Sizes(network, self.shape, self.platform)
         if self.options.importance == "l1":
             importance = l1(sizes.channels)
         else:
@@ -417,7 +274,7 @@ class _Work:
         # What a split has put in between is not in the reference.
         steps = {**steps_of(sizes.channels, self.platform.multiple), **self.steps}
         exact = last or bool(self.options.pareto)
-        small, kept = _prune(
+        small, kept = prune_to(
             sizes, importance, target, self.platform, steps, floor=FLOOR, exact=exact
         )
         return small, still_there(before, sizes.channels, kept)
