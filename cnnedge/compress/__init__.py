@@ -1,8 +1,8 @@
 """Step: make a network smaller so that it still gives the reference's answers.
 
 What is where: `channels` says which channels stand or fall together, `importance` how much each
-matters, `budget` what they cost and which to give up, `rewrite` builds the network without them, and
-`pruning` is these together; `factorize` splits layers in cheaper ones, `recovery` lets the network
+matters, `budget` what they cost and which to give up, `rewrite` builds the network without them;
+`pruning` is these together. `factorize` splits layers in cheaper ones, `recovery` lets the network
 learn again, `saved` is what a kill leaves, `outcome` what came of it. This file is the order of
 things.
 """
