@@ -14,15 +14,13 @@ time; cnnedge's graph takes the image as it is.
 from __future__ import annotations
 
 import argparse
-import json
 import random
-import tempfile
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-from contest import BLOCKS, Entrant, answer, attempt, quantized, result_of, tell, time_round
+from contest import Entrant, answer, attempt, hold, latency, quantized, result_of, tell, time_round
 
 from cnnedge.machine import this_machine, tool_versions
 from cnnedge.result import compare, ratio_interval
@@ -80,9 +78,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     reference = np.load(folder / "keras.answers.npy")
     targets = np.load(folder / "targets.npy")
     for name in running:
-        rows[name]["samples_ms"] = [[round(1e3 * s, 4) for s in r] for r in samples[name]]
-        rows[name]["median_ms"] = 1e3 * float(np.median(samples[name]))
-        rows[name]["p90_ms"] = 1e3 * float(np.percentile(samples[name], 90))
+        rows[name].update(latency(samples[name]))
         answers = np.load(folder / f"{name}.answers.npy")
         rows[name]["accuracy"] = compare(answers, reference, targets).to_dict()
     return {
@@ -212,30 +208,11 @@ def main() -> None:
     """Parse the command line, measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", type=Path, help="a trained .keras file")
-    parser.add_argument("--data", default="signs:20480", help="digits, signs:N or a folder")
-    parser.add_argument("--data-seed", type=int, default=1, help="not the one of the training")
-    parser.add_argument("--test-images", type=int, default=5000)
-    parser.add_argument("--calibration-images", type=int, default=128)
     parser.add_argument("--method", default="minmax", help="cnnedge's calibration method")
-    parser.add_argument(
-        "--rounds", type=int, default=10, help=f"of new processes, {BLOCKS} blocks each"
-    )
     parser.add_argument(
         "--repeats", type=int, default=3, help="calibrations of each, in new processes"
     )
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", type=Path)
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        document = run(arguments, Path(folder))
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
-    text = markdown(document)
-    if arguments.markdown:
-        arguments.markdown.write_text(text)
-    print(text)
+    hold(parser, run, markdown)
 
 
 if __name__ == "__main__":

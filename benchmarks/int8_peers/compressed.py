@@ -11,14 +11,12 @@ one run, in processes that take turns and are started anew for each round.
 from __future__ import annotations
 
 import argparse
-import json
 import random
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from contest import Entrant, answer, attempt, quantized, result_of, tell, time_round
+from contest import Entrant, answer, attempt, hold, latency, quantized, result_of, tell, time_round
 
 from cnnedge.machine import this_machine, tool_versions
 from cnnedge.result import compare, ratio_interval
@@ -90,9 +88,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     reference = np.load(original / "keras.answers.npy")
     targets = np.load(original / "targets.npy")
     for key, entrant in entrants.items():
-        rows[key]["samples_ms"] = [[round(1e3 * s, 4) for s in taken] for taken in samples[key]]
-        rows[key]["median_ms"] = 1e3 * float(np.median(samples[key]))
-        rows[key]["p90_ms"] = 1e3 * float(np.percentile(samples[key], 90))
+        rows[key].update(latency(samples[key]))
         answers = np.load(entrant.folder / f"{entrant.name}.answers.npy")
         rows[key]["accuracy"] = compare(answers, reference, targets).to_dict()
     return {
@@ -189,24 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("original", type=Path, help="a trained .keras file")
     parser.add_argument("compressed", type=Path, help="what cnnedge compress made of it")
-    parser.add_argument("--data", default="signs:20480", help="digits, signs:N or a folder")
-    parser.add_argument("--data-seed", type=int, default=1, help="not the one of the training")
-    parser.add_argument("--test-images", type=int, default=5000)
-    parser.add_argument("--calibration-images", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=10, help="of new processes")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", type=Path)
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        document = run(arguments, Path(folder))
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
-    text = markdown(document)
-    if arguments.markdown:
-        arguments.markdown.write_text(text)
-    print(text)
+    hold(parser, run, markdown)
 
 
 if __name__ == "__main__":

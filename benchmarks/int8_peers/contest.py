@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import numpy as np
 
 WORKER = Path(__file__).with_name("worker.py")
 BLOCK = 20  # timed calls in a block
@@ -142,3 +145,46 @@ def attempt(work: Any) -> dict[str, Any]:
 def tell(text: str) -> None:
     """Say what is being done."""
     print(text, file=sys.stderr, flush=True)
+
+
+def latency(samples: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Return what a table says of latencies: seconds of each call, by round."""
+    return {
+        "samples_ms": [[round(1e3 * s, 4) for s in taken] for taken in samples],
+        "median_ms": 1e3 * float(np.median(samples)),
+        "p90_ms": 1e3 * float(np.percentile(samples, 90)),
+    }
+
+
+def hold(
+    parser: argparse.ArgumentParser,
+    run: Callable[[argparse.Namespace, Path], dict[str, Any]],
+    markdown: Callable[[dict[str, Any]], str],
+) -> None:
+    """Parse the command line, hold the contest in a scratch folder, write and print the result.
+
+    Args:
+        parser: Has the options that are the contest's own; those of all contests are added.
+        run: From the options and the folder to the result.
+        markdown: From the result to its table.
+    """
+    parser.add_argument("--data", default="signs:20480", help="digits, signs:N or a folder")
+    parser.add_argument("--data-seed", type=int, default=1, help="not the one of the training")
+    parser.add_argument("--test-images", type=int, default=5000)
+    parser.add_argument("--calibration-images", type=int, default=128)
+    parser.add_argument(
+        "--rounds", type=int, default=10, help=f"of new processes, {BLOCKS} blocks each"
+    )
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        document = run(arguments, Path(folder))
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
+    text = markdown(document)
+    if arguments.markdown:
+        arguments.markdown.write_text(text)
+    print(text)

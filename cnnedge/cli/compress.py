@@ -7,7 +7,16 @@ from typing import Any
 
 import click
 
-from cnnedge.cli.shell import SOURCE, as_list, as_size, command, main, progress_bar, tell_skipped
+from cnnedge.cli.shell import (
+    SOURCE,
+    as_list,
+    as_size,
+    command,
+    main,
+    own_model_options,
+    progress_bar,
+    tell_skipped,
+)
 from cnnedge.cli.show import print_json, print_table
 from cnnedge.errors import GateError
 
@@ -69,13 +78,7 @@ DEFAULT_MACS = 0.25
     help="Adam's.",
 )
 @click.option("--no-augment", is_flag=True, help="Fine-tune on the images as they are.")
-@click.option(
-    "--preprocess",
-    type=click.Choice(["unit", "tf", "caffe", "torch", "none"]),
-    help="What your .keras wants of its pixels.",
-)
-@click.option("--labels", type=click.Path(path_type=Path), help="One label a line.")
-@click.option("--image-size", metavar="H,W", help="Input size, where the model leaves it open.")
+@own_model_options
 @click.option("--calibration-images", type=click.IntRange(1), help="For INT8, at most. [128]")
 @click.option("--test-images", type=click.IntRange(1), help="In the table, at most. [all]")
 @click.option("--seed", type=int, help="Of splits and order. [the model's own]")

@@ -14,6 +14,7 @@ from cnnedge.cli.shell import (
     as_size,
     command,
     main,
+    own_model_options,
     progress_bar,
     tell_skipped,
 )
@@ -161,13 +162,7 @@ def train_command(
     type=click.Choice(["uint8", "float32"]),
     help="Of the ONNX graphs: the raw image [uint8], or what Keras takes.",
 )
-@click.option(
-    "--preprocess",
-    type=click.Choice(["unit", "tf", "caffe", "torch", "none"]),
-    help="What your .keras wants of its pixels.",
-)
-@click.option("--labels", type=click.Path(path_type=Path), help="One label a line.")
-@click.option("--image-size", metavar="H,W", help="Input size, where the model leaves it open.")
+@own_model_options
 @click.option("--classes", type=click.IntRange(2), help="Of a built-in model without weights.")
 @click.option("--calibration-images", type=click.IntRange(1), help="At most this many. [128]")
 @click.option(

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import click
@@ -75,6 +76,24 @@ def command(
         return group.command(name, epilog=example)(decorated)
 
     return register
+
+
+def own_model_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what a user's own `.keras` file may leave unsaid."""
+    options = (
+        click.option(
+            "--preprocess",
+            type=click.Choice(["unit", "tf", "caffe", "torch", "none"]),
+            help="What your .keras wants of its pixels.",
+        ),
+        click.option("--labels", type=click.Path(path_type=Path), help="One label a line."),
+        click.option(
+            "--image-size", metavar="H,W", help="Input size, where the model leaves it open."
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
 
 
 @contextmanager
