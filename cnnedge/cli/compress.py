@@ -216,7 +216,7 @@ def _show(report: Any) -> None:
     machine = report.environment["machine"]
     judged = f"{report.test_images} test images" if report.test_images else "not judged: no data"
     click.echo(f"{machine['cpu']}, {machine['cores']} cores; batch 1; {judged}")
-    layers = ", ".join(f"{r['layer']} {r['before']}→{r['after']}" for r in result.removed())
+    layers = ", ".join(f"{r['layer']} {r['before'] or 0}→{r['after']}" for r in result.removed())
     click.echo(f"channels, in multiples of {result.multiple}: {layers}")
     click.echo("written: " + "  ".join(str(path) for path in report.files))
 
