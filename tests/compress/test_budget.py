@@ -35,6 +35,10 @@ def channels(model):
     return map_channels(model, SHAPE)
 
 
+SIZES = {"a": 32, "b": 48, "fc1": 100}
+STEPS_OF_ONE = dict.fromkeys(SIZES, 1)
+
+
 def counts(channels, kept):
     return {group.name: int(kept[group.units].sum()) for group in channels.groups}
 
@@ -90,6 +94,20 @@ def test_what_costs_much_and_matters_little_goes_first(channels):
     kept = counts(channels, choose_units(channels, importance, budget, steps=steps_of(channels, 8)))
     assert kept["a"] < 32
     assert kept["b"] == 48
+
+
+def test_of_equally_important_ones_the_costliest_goes_first(channels):
+    importance = np.ones(channels.units)
+    full = [len(group) for group in channels.groups]
+    for cost in costs(channels):
+        saved = {
+            group.name: cost.at(full) - cost.at([*full[:i], full[i] - 1, *full[i + 1 :]])
+            for i, group in enumerate(channels.groups)
+        }
+        budget = [Budget(cost, cost.at(full) - max(saved.values()))]
+        kept = counts(channels, choose_units(channels, importance, budget, steps=STEPS_OF_ONE))
+        costliest = max(saved, key=lambda name: saved[name])
+        assert [name for name, count in kept.items() if count < SIZES[name]] == [costliest]
 
 
 def test_a_floor_holds(channels):

@@ -117,6 +117,22 @@ class TestARun:
         assert result.kept.params == toy[0].count_params()
         assert result.kept.comparison.max_abs_diff < 1e-5
 
+    def test_the_same_seed_gives_the_same_weights(self, toy, few_digits, tmp_path):
+        """With dropout too, whose random numbers Keras would seed anew in every process."""
+        import keras
+        from keras import layers
+
+        def with_dropout(layer):
+            return layers.Dropout(0.3) if layer.name == "flatten" else layer
+
+        stack = [copy for layer in toy[0].layers for copy in (layer, with_dropout(layer))]
+        model = keras.Sequential([keras.Input((32, 32, 3)), *dict.fromkeys(stack)])
+        options = replace(OPTIONS, params=None)
+        first = run((model, toy[1]), few_digits, tmp_path / "a.keras", options)
+        again = run((model, toy[1]), few_digits, tmp_path / "b.keras", options)
+        assert any(isinstance(layer, layers.Dropout) for layer in load(first.path)[0].layers)
+        same(first.path, again.path)
+
 
 class TestTheGate:
     def test_the_smallest_that_holds_is_kept(self, toy, few_digits, tmp_path, monkeypatch):
