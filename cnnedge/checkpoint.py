@@ -63,7 +63,7 @@ def read_checkpoint(
             for name, count in about["counts"].items()
         }
         found, facts = dict(about["run"]), dict(about["facts"])
-    _require_same(path, found, json.loads(json.dumps(run, default=str)))
+    require_same(path, found, run)
     return facts, arrays
 
 
@@ -79,16 +79,25 @@ def run_of(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    if not path.is_file():
-        raise ModelError(
-            f"there is no checkpoint {path} to resume from",
-            fix="start without --resume; a run that finished has removed its own",
-        )
+    require_checkpoint(path)
     try:
         with np.load(path, allow_pickle=False) as file:
             yield file
     except DAMAGED as error:
         raise damaged(path, error) from error
+
+
+def require_checkpoint(path: Path) -> None:
+    """Refuse to resume from nothing.
+
+    Raises:
+        ModelError: there is no such file.
+    """
+    if not path.is_file():
+        raise ModelError(
+            f"there is no checkpoint {path} to resume from",
+            fix="start without --resume; a run that finished has removed its own",
+        )
 
 
 def damaged(path: Path, error: Exception) -> ModelError:
@@ -106,7 +115,18 @@ def remove_checkpoint(path: Path) -> None:
         path.parent.rmdir()
 
 
-def _require_same(path: Path, found: dict[str, Any], asked: dict[str, Any]) -> None:
+def require_same(path: Path, found: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of another run.
+
+    Args:
+        path: The checkpoint.
+        found: What decided what came of the run that it is of.
+        run: The same of the run that would go on from it.
+
+    Raises:
+        ModelError: they differ; the message names in what.
+    """
+    found, asked = dict(found), json.loads(json.dumps(run, default=str))
     differing = [
         f"{name} ({_short(found.get(name))} there, {_short(asked.get(name))} now)"
         for name in found | asked

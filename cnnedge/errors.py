@@ -53,3 +53,8 @@ class BackendError(CnnEdgeError):
 
 class GateError(CnnEdgeError):
     """A result was obtained, and it does not meet what was asked of it (exit code 3)."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its name where it has none."""
+    return (str(error).strip().splitlines() or [repr(error)])[0]

@@ -30,7 +30,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
     finally:
         with contextlib.suppress(OSError):  # its folder may be what could not be made
             temporary.unlink(missing_ok=True)
@@ -54,7 +54,7 @@ def atomic_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         temporary = _partial(path)
         temporary.mkdir()
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
     try:
         yield temporary
         if path.exists():
@@ -65,7 +65,7 @@ def atomic_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         else:
             os.replace(temporary, path)
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -93,18 +93,18 @@ def require_writable(out: Path, *others: Path) -> None:
     """
     for path in (out, *others):
         if path.is_dir():
-            raise ModelError(f"{path} is a folder", fix="move it, or name another file F.keras")
+            raise ModelError(f"{path} is a folder", fix="move it, or name another file")
         if path.parent != out.parent and path.parent.is_file():
             raise ModelError(
                 f"{path.parent} is a file, and a folder of that name is to be there",
-                fix="move it, or name another file F.keras",
+                fix="move it, or name another file",
             )
     probe = out.with_suffix(f".{os.getpid()}.probe")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(bytes(4096))
     except OSError as error:
-        raise _cannot_write(out, error) from error
+        raise cannot_write(out, error) from error
     finally:
         with contextlib.suppress(OSError):
             probe.unlink()
@@ -136,6 +136,18 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def cache_folder() -> Path | None:
+    """Return ``$CNNEDGE_CACHE``, or ``cnnedge`` in the XDG cache folder; None without a home."""
+    if chosen := os.environ.get("CNNEDGE_CACHE"):
+        return Path(chosen)
+    if xdg := os.environ.get("XDG_CACHE_HOME"):
+        return Path(xdg) / "cnnedge"
+    try:
+        return Path.home() / ".cache" / "cnnedge"
+    except RuntimeError:
+        return None
+
+
 def sha256(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file's content."""
     with open(path, "rb") as file:
@@ -155,7 +167,8 @@ def _sweep(path: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _cannot_write(path: Path, error: OSError) -> CnnEdgeError:
+def cannot_write(path: Path, error: OSError) -> CnnEdgeError:
+    """Return what is raised where the system refuses to write ``path``."""
     reason = error.strerror or str(error)
     return CnnEdgeError(
         f"cannot write {path}: {reason}", fix="free some space or choose a folder you may write to"

@@ -114,7 +114,7 @@ def to_tensor(source: ImageSource, contract: ImageContract) -> np.ndarray:
     if isinstance(source, np.ndarray) and source.shape == shape and source.dtype == np.uint8:
         return source
     picture = decode(source, contract)
-    return _resize(picture, contract)
+    return fit(picture, contract)
 
 
 def to_batch(sources: Iterable[ImageSource], contract: ImageContract) -> np.ndarray:
@@ -266,7 +266,8 @@ def _from_array(array: np.ndarray, name: str) -> PillowImage:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _resize(picture: PillowImage, contract: ImageContract) -> np.ndarray:
+def fit(picture: PillowImage, contract: ImageContract) -> np.ndarray:
+    """Return a decoded image resized to the contract, uint8 ``[H, W, C]``."""
     from PIL import Image
 
     if contract.channels == 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,23 @@ class GpuTimes:
     def latency(self) -> float:
         """Copies and compute together (trtexec's "Latency")."""
         return self.copy_in + self.compute + self.copy_out
+
+
+@dataclass(frozen=True)
+class Staged:
+    """One call by part, in seconds of the host's clock.
+
+    Attributes:
+        answers: The call's probabilities, float32 ``[N, classes]``.
+        copy_in: Handing the image over, with whatever the runtime's graph wants done to it first.
+        compute: The network.
+        copy_out: Taking the answers back.
+    """
+
+    answers: np.ndarray
+    copy_in: float
+    compute: float
+    copy_out: float
 
 
 # trtexec's names, which its users compare with.
@@ -246,7 +263,7 @@ def compare(answers: np.ndarray, reference: np.ndarray, targets: np.ndarray) -> 
         top5=top_k(answers, targets, min(5, classes)),
         reference_top5=top_k(reference, targets, min(5, classes)),
         agreement=float((first == reference_first).mean()),
-        max_abs_diff=float(np.abs(answers - reference).max()),
+        max_abs_diff=float(np.max([np.abs(a - r).max() for a, r in _parts(answers, reference)])),
         lost=int((reference_right & ~right).sum()),
         won=int((~reference_right & right).sum()),
     )
@@ -321,8 +338,17 @@ def paired_interval(lost: int, won: int, n: int) -> tuple[float, float]:
 
 def top_k(answers: np.ndarray, targets: np.ndarray, k: int) -> float:
     """Return the share of rows whose target is among the ``k`` highest scores."""
-    best = np.argpartition(-answers, k - 1, axis=1)[:, :k]
-    return float((best == targets[:, None]).any(axis=1).mean())
+    right = [
+        (np.argpartition(-rows, k - 1, axis=1)[:, :k] == classes[:, None]).any(axis=1)
+        for rows, classes in _parts(answers, targets)
+    ]
+    return float(np.concatenate(right).mean())
+
+
+def _parts(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+    """Yield the arrays some thousand rows at a time; they may be larger than the memory."""
+    for start in range(0, max(1, len(arrays[0])), 4096):
+        yield tuple(array[start : start + 4096] for array in arrays)
 
 
 def ratio_interval(

@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 
 from cnnedge.bundle import SELFTEST, Bundle
+from cnnedge.data import Split
 from cnnedge.errors import BundleError
 from cnnedge.image import ImageContract, decode, to_tensor
 
 GOLDEN = 8  # images
 INDEX = f"{SELFTEST}/selftest.json"
 TENSORS = f"{SELFTEST}/tensors.npz"
+REFERENCE_ANSWERS = f"{SELFTEST}/reference.npz"
 # By how much an answer may differ from the one recorded on another machine: FP32 by the order of
 # its sums, FP16 by its rounding, INT8 by a few steps of its coarser one.
 TOLERANCE = {"fp32": 1e-5, "fp16": 2e-3, "int8": 2e-2, "int8-weight": 2e-2, "int4-weight": 2e-2}
@@ -142,6 +144,20 @@ def run_selftest(
         else:
             reports.append(StageReport(name, "output", f"answers differ by {difference:.1e}"))
     return reports
+
+
+def recorded_answers(bundle: Bundle, split: Split) -> np.ndarray | None:
+    """Return the Keras reference's answers as recorded at export, float32 ``[N, classes]``.
+
+    None where the bundle has none, or they were given to other images than these.
+    """
+    manifest = bundle.manifest
+    if REFERENCE_ANSWERS not in manifest.files:
+        return None
+    if split.digest() != manifest.data.get("test_sha256"):
+        return None
+    with np.load(bundle.path(REFERENCE_ANSWERS), allow_pickle=False) as stored:
+        return stored["answers"]
 
 
 def first_divergence(expected: Fingerprints, here: Fingerprints, tolerance: float) -> str | None:

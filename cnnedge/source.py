@@ -11,6 +11,7 @@ from cnnedge.errors import DataError, MissingExtraError, ModelError
 from cnnedge.export import ExportedGraph, classifier_shape, export_onnx
 from cnnedge.image import ImageContract
 from cnnedge.models import MODELS, build
+from cnnedge.progress import Progress, silent
 from cnnedge.recipe import Recipe
 
 
@@ -56,13 +57,16 @@ class Source:
         )
 
 
-def resolve(recipe: Recipe, *, without_data: bool = False) -> tuple[Source, list[str]]:
+def resolve(
+    recipe: Recipe, *, without_data: bool = False, progress: Progress = silent
+) -> tuple[Source, list[str]]:
     """Load or build the model that a recipe names, and open the data it is verified on.
 
     Args:
         recipe: What is asked for.
         without_data: Leave the model's own data alone, which need not be there any more; the
             embedded digits stand in for it.
+        progress: Told how many of a folder's files are looked at.
 
     Raises:
         ModelError: there is no such model, or it leaves something unsaid that must be given.
@@ -90,7 +94,7 @@ def resolve(recipe: Recipe, *, without_data: bool = False) -> tuple[Source, list
         assert width is not None
         contract = ImageContract(height, width, channels)
         labels = tuple(f"class {i}" for i in range(recipe.classes))
-        dataset = open_source(recipe.data or "digits", seed=recipe.seed)
+        dataset = open_source(recipe.data or "digits", seed=recipe.seed, progress=progress)
         normalization = recipe.preprocess or MODELS[recipe.model].normalization
         return Source(
             model, recipe.model, labels, contract, normalization, "random", recipe.model, dataset
@@ -108,7 +112,7 @@ def resolve(recipe: Recipe, *, without_data: bool = False) -> tuple[Source, list
     spec = None if without_data else recipe.data or note.data
     # Another seed would make test images of what the model was trained on.
     seed = recipe.seed if "seed" in recipe.model_fields_set else note.seed or recipe.seed
-    dataset = open_source(spec or "digits", seed=seed)
+    dataset = open_source(spec or "digits", seed=seed, progress=progress)
     labels = _labels(recipe, note.labels, dataset if spec else None, model)
     if spec is not None and dataset.labels != labels:
         raise DataError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,19 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from cnnedge.bundle import Bundle, Manifest, Variant, open_bundle
+from cnnedge.bundle import MANIFEST, Bundle, Manifest, Variant, open_bundle
 from cnnedge.data import Dataset, Split
 from cnnedge.errors import BundleError, DataError
+from cnnedge.files import cache_folder, sha256
 from cnnedge.image import ImageContract, normalize
 from cnnedge.progress import Progress, silent
 from cnnedge.result import Comparison, Verdict, compare, judge
 from cnnedge.runtime import RunSettings, open_variant, runs_on, usable_variants
 from cnnedge.selftest import Fingerprints, StageReport, run_selftest
+from cnnedge.sweep import sweep
 
 Answer = Callable[[np.ndarray], np.ndarray]
 REFERENCE_ANSWERS = "selftest/reference.npz"
-# Few large images at a time: every variant's runtime keeps its largest batch's memory.
-BATCH_PIXELS = 16 * 96 * 96
+REFERENCE = "the reference"  # beside the names of variants
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ def verify_bundle(
     max_drop: float | None = None,
     limit: int | None = None,
     runtime: str = "cpu",
+    resume: bool = False,
+    reference_id: str = "",
     progress: Progress = silent,
 ) -> Verification:
     """Replay a bundle's self-test here; with data, also measure accuracy and apply the gate.
@@ -110,13 +114,24 @@ def verify_bundle(
         limit: At most this many test images.
         runtime: What runs the variants; see `runtime.RUNTIMES`. On one of a GPU, those that it runs
             are held against the recorded answers or the given reference.
+        resume: Go on from where the same verification was stopped, to the same result; see `sweep`.
+            What is done so far is kept in the user's cache, so that a bundle may be read-only.
+        reference_id: What tells the given reference from others, as the hash of its file. Without
+            it the answers to that reference cannot be told from those to another, and nothing is
+            kept.
         progress: Told how many images are done.
 
     Raises:
         BundleError: the bundle is incomplete or was altered, or has nothing that the runtime runs.
         BackendError: the runtime is not to be had here.
         DataError: the data's labels are not the bundle's.
+        ModelError: there is nothing to resume, or it is damaged, or of another verification.
     """
+    if resume and (dataset is None or (reference is not None and not reference_id)):
+        raise DataError(
+            "only a verification over data is resumed, and one with a reference that has an id",
+            fix="give the data, and a reference_id beside the reference",
+        )
     bundle = open_bundle(path)
     manifest = bundle.manifest
     settings = RunSettings(runtime)
@@ -138,15 +153,31 @@ def verify_bundle(
                 fix="verify on data with the same classes in the same order",
             )
         split = dataset.test if limit is None else dataset.test.take(limit, seed=0)
+        split = split.hashed(progress)
         _refuse_calibration_images(manifest, split)
         expected = None if reference is not None else _recorded(bundle, split)
         against = "Keras" if reference is not None else "Keras, as recorded at export"
+        key = {
+            "bundle": sha256(bundle.path(MANIFEST)),
+            "test images": split.digest(),
+            "runtime": runtime,
+            "reference": reference_id or ("recorded" if expected is not None else "fp32"),
+        }
+        keeps = reference is None or bool(reference_id)
         if reference is None and expected is None:
-            fp32 = open_variant(bundle, manifest.variant("fp32"))
-            reference = _as_uint8(manifest, fp32)
+            on_cpu = runtime == "cpu" and "fp32" in run  # then it need not run twice
+            reference = run["fp32"] if on_cpu else _fp32_on_cpu(bundle)
             against = "the FP32 variant on the CPU (held to Keras at export)"
         comparisons, _ = compare_variants(
-            run, reference, split, manifest.image, expected=expected, progress=progress
+            run,
+            reference,
+            split,
+            manifest.image,
+            expected=expected,
+            checkpoint=_checkpoint(bundle, dataset, runtime) if keeps else None,
+            key=key,
+            resume=resume,
+            progress=progress,
         )
         data = f"{len(split)} test images of {dataset.spec}"
     allowed = manifest.max_drop if max_drop is None else max_drop
@@ -183,42 +214,43 @@ def compare_variants(
     image: ImageContract,
     *,
     expected: np.ndarray | None = None,
+    checkpoint: Path | None = None,
+    key: Mapping[str, Any] | None = None,
+    resume: bool = False,
     progress: Progress = silent,
 ) -> tuple[dict[str, Comparison], np.ndarray]:
     """Run every variant and the reference over a split, each batch decoded once.
 
     Args:
         variants: uint8 batch → probabilities, by name.
-        reference: Likewise; None where ``expected`` holds its answers.
+        reference: Likewise, and it may be one of them; None where ``expected`` holds its answers.
         split: Labelled images.
         image: The image contract.
         expected: The reference's answers float32 ``[N, classes]``, where known.
+        checkpoint: Where what is done so far is kept; see `sweep`, also for the next two.
+        key: What decides the answers.
+        resume: Go on from the checkpoint.
         progress: Told how many images are done.
 
     Returns:
         A comparison for each variant, and the reference's answers.
     """
-    answers: dict[str, list[np.ndarray]] = {name: [] for name in variants}
-    theirs: list[np.ndarray] = []
-    targets: list[np.ndarray] = []
-    done = 0
-    for batch, classes in split.batches(
-        image, max(1, BATCH_PIXELS // (image.height * image.width))
-    ):
-        for name, run in variants.items():
-            answers[name].append(run(batch))
-        if expected is None:
-            assert reference is not None
-            theirs.append(reference(batch))
-        targets.append(classes)
-        done += len(batch)
-        progress("verify", done, len(split))
-    if not targets:
-        raise DataError("the test split is empty", fix="give data with more images per class")
-    truth = np.concatenate(targets)
-    right = np.concatenate(theirs) if expected is None else expected
-    compared = {name: compare(np.concatenate(a), right, truth) for name, a in answers.items()}
-    return compared, right
+    runners = dict(variants)
+    name = next((name for name, run in variants.items() if run is reference), REFERENCE)
+    if expected is None:
+        assert reference is not None
+        runners[name] = reference
+    answers = sweep(
+        split,
+        image,
+        runners,
+        checkpoint=checkpoint,
+        key=key,
+        resume=resume,
+        progress=progress,
+    )
+    right = answers[name] if expected is None else expected
+    return {name: compare(answers[name], right, split.targets) for name in variants}, right
 
 
 def _chosen(bundle: Bundle, settings: RunSettings) -> list[Variant]:
@@ -277,6 +309,20 @@ def _as_uint8(manifest: Manifest, answer: Answer) -> Answer:
     if manifest.input != "float32":
         return answer
     return lambda batch: answer(normalize(batch, manifest.normalization))
+
+
+def _fp32_on_cpu(bundle: Bundle) -> Answer:
+    return _as_uint8(bundle.manifest, open_variant(bundle, bundle.manifest.variant("fp32")))
+
+
+def _checkpoint(bundle: Bundle, dataset: Dataset, runtime: str) -> Path | None:
+    """Return where it is kept how far a verification has come, so that others can run beside it."""
+    cache = cache_folder()
+    if cache is None:
+        return None
+    data = dataset.spec if not Path(dataset.spec).exists() else str(Path(dataset.spec).resolve())
+    what = hashlib.sha256("\n".join((str(bundle.root.resolve()), data, runtime)).encode())
+    return cache / "verify" / f"{bundle.root.resolve().name}-{what.hexdigest()[:16]}"
 
 
 def _recorded(bundle: Bundle, split: Split) -> np.ndarray | None:

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "cnnedge"
 FLOORS = [
     {"errors", "progress", "quiet"},
     {"files", "checkpoint", "image", "machine", "plan", "result"},
-    {"bundle", "recipe", "models", "data", "backends", "graph", "selftest", "runtime"},
+    {"bundle", "recipe", "models", "data", "backends", "graph", "selftest", "runtime", "sweep"},
     {
         "train",
         "compress",

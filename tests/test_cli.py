@@ -186,17 +186,12 @@ def test_predict(toy_bundle, tmp_path):
     assert "does not exist" in error_of(run("predict", tmp_path / "none", golden))
 
 
-def test_verify_and_bench(toy_bundle):
+def test_verify(toy_bundle):
     shown = run("verify", toy_bundle.root, "--data", "digits")
     assert shown.exit_code == 0, shown.output
     assert "the smallest drop that" in shown.output
     document = json.loads(run("verify", toy_bundle.root, "--json").output)
     assert document["failed"] is False
-    bench = run("bench", toy_bundle.root, "--seconds", 0.2)
-    assert bench.exit_code == 0, bench.output
-    assert "int8" in bench.output
-    document = json.loads(run("bench", toy_bundle.root, "--seconds", 0.2, "--json").output)
-    assert [m["name"] for m in document["measurements"]] == ["fp32", "fp16", "int8"]
 
 
 def test_verify_reports_a_damaged_bundle(bundle_copy):

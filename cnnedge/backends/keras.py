@@ -141,6 +141,51 @@ def compiled(model: keras.Model, normalization: str) -> Callable[[np.ndarray], n
     return lambda batch: function(tf.constant(normalize(batch, normalization))).numpy()
 
 
+class Reference:
+    """A `.keras` file as one traced ``tf.function``; callable from many threads.
+
+    Attributes:
+        provider: What runs it.
+    """
+
+    def __init__(self, call: Callable[[np.ndarray], np.ndarray], emits: str | None) -> None:
+        import tensorflow as tf
+
+        self.provider = f"TensorFlow {tf.__version__}"
+        self._call, self._emits = call, emits
+
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        """Return probabilities, float32 ``[N, classes]``, of uint8 images."""
+        scores = self._call(batch)
+        return softmax(scores) if self._emits == "logits" else scores
+
+
+def open_reference(
+    model: str, *, threads: int | None, normalization: str, emits: str | None = None
+) -> Reference:
+    """Load a `.keras` file as the reference that latencies are held against.
+
+    Args:
+        model: The file.
+        threads: Threads of an operation; None: all cores. It is the whole process's setting.
+        normalization: What the model wants of its pixels.
+        emits: "probabilities" or "logits".
+    """
+    import tensorflow as tf
+
+    if threads is not None:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    loaded, _ = load_model(model)
+    return Reference(compiled(loaded, normalization), emits)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return probabilities of logits ``[N, classes]``."""
+    exponent = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponent / exponent.sum(axis=1, keepdims=True)
+
+
 def scales_itself(model: keras.Model) -> bool:
     """Tell whether a model begins with a layer that scales raw 0…255 pixels by itself."""
     scaling = (keras.layers.Rescaling, keras.layers.Normalization)

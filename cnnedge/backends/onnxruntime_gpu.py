@@ -18,8 +18,8 @@ from typing import Any, Literal
 import numpy as np
 import onnxruntime as ort
 
-from cnnedge.backends.onnxruntime import CPU_PROVIDER, DISABLED_OPTIMIZERS, first_line
-from cnnedge.errors import BackendError, CnnEdgeError, MissingExtraError
+from cnnedge.backends.onnxruntime import CPU_PROVIDER, DISABLED_OPTIMIZERS
+from cnnedge.errors import BackendError, CnnEdgeError, MissingExtraError, first_line
 from cnnedge.quiet import native_stderr_aside
 
 log = logging.getLogger("cnnedge")

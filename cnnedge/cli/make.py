@@ -127,7 +127,7 @@ def train_command(
         model_options={} if fc_units is None else {"fc_units": fc_units},
     )
     with progress_bar() as progress:
-        dataset = open_source(source, seed=seed)
+        dataset = open_source(source, seed=seed, progress=progress)
         tell_skipped(dataset)
         result = train(
             model, dataset, out, options, resume=resume, progress=progress, on_epoch=_tell_epoch

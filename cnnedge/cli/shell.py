@@ -17,6 +17,8 @@ from cnnedge.errors import CnnEdgeError, GateError
 from cnnedge.progress import Progress, silent
 
 FAILED, GATE = 1, 3  # 2, usage, is click's own
+# Tasks that advance by images; the others by batches, layers, rounds …
+_OF_IMAGES = {"open", "hash", "decode", "calibrate", "verify", "test", "answers"}
 SOURCE = "digits, signs, signs:N, or a folder of class sub-folders."
 
 
@@ -63,8 +65,9 @@ def command(
                 fail(error, GATE)
             except CnnEdgeError as error:
                 fail(error, FAILED)
-            except KeyboardInterrupt:
-                fail(CnnEdgeError("interrupted", fix="nothing was left half-written"), FAILED)
+            except KeyboardInterrupt as stop:
+                kept = str(stop) or "nothing was left half-written"
+                fail(CnnEdgeError("interrupted", fix=kept), FAILED)
             except OSError as error:
                 fail(_describe(error), FAILED)
             except MemoryError:
@@ -98,7 +101,7 @@ def own_model_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """Show a bar on a terminal's stderr; elsewhere stay quiet."""
+    """Show a bar with its rate and the time left on a terminal's stderr; elsewhere stay quiet."""
     if not sys.stderr.isatty():
         yield silent
         return
@@ -108,17 +111,27 @@ def progress_bar() -> Iterator[Progress]:
 
     columns = (
         *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
-        TimeRemainingColumn(),
+        *(TextColumn("{task.fields[rate]}"), TimeRemainingColumn()),
     )
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
         tasks: dict[str, Any] = {}
 
         def show(task: str, done: int, total: int) -> None:
-            if task not in tasks:
-                tasks[task] = bars.add_task(task, total=total or None)
-            bars.update(tasks[task], completed=done, total=total or None)
+            if task not in tasks:  # what a stopped run had done counts for no speed
+                tasks[task] = bars.add_task(task, total=total or None, completed=done, rate="")
+            number = tasks[task]
+            bars.update(number, completed=done, total=total or None)
+            speed = bars.tasks[number].finished_speed or bars.tasks[number].speed
+            bars.update(number, rate=_rate(task, speed))
 
         yield show
+
+
+def _rate(task: str, speed: float | None) -> str:
+    """Return a speed as one reads it: images/s, or steps of what the task is made of."""
+    if not speed:
+        return ""
+    return f"{speed:,.{0 if speed >= 10 else 1}f} {'images' if task in _OF_IMAGES else 'steps'}/s"
 
 
 def _describe(error: OSError) -> CnnEdgeError:
@@ -135,6 +148,14 @@ def fail(error: Exception, code: int) -> None:
 def as_list(text: str | None) -> tuple[str, ...] | None:
     """Split a comma-separated option."""
     return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def as_numbers(option: str, text: str) -> tuple[int, ...]:
+    """Parse whole numbers, "1,2,4"."""
+    try:
+        return tuple(int(part) for part in as_list(text) or ())
+    except ValueError:
+        raise click.BadParameter(f"{option} {text!r}: give whole numbers such as 1,4,16") from None
 
 
 def as_size(text: str | None) -> tuple[int, int] | None:

@@ -191,42 +191,110 @@ def _share(shares: dict[str, float]) -> str:
     return ", ".join(f"{share:.2%} {name}" for name, share in shares.items())
 
 
-def show_benchmark(found: Any) -> None:
-    """Show a `Benchmark`."""
-    rows = []
-    for m in found.measurements:
-        ratio, low, high = found.speed_up(m.name)
-        p90, p99 = m.percentile(90), m.percentile(99)
-        rows.append(
-            (
-                m.name,
-                f"{m.median * 1e3:.2f} ms",
-                None if p90 is None else f"{p90 * 1e3:.2f} ms",
-                None if p99 is None else f"{p99 * 1e3:.2f} ms",
-                len(m.samples),
-                f"{ratio:.2f}× [{low:.2f}, {high:.2f}]",
+def show_result(document: Any) -> None:
+    """Show a benchmark's result document."""
+    from cnnedge.report.benchmark import HEADERS, main_rows, remarks
+
+    for model in document["models"]:
+        about = f"{model['layout']}, {model['weights']} weights"
+        click.echo(f"{model['name']}: {about}")
+        print_table(HEADERS, main_rows(model))
+        _show_scenarios(model)
+        for line in remarks(document, model):
+            click.echo(line)
+
+
+def _show_scenarios(model: Any) -> None:
+    """Show what was measured besides single-stream, a small table each."""
+    rows = model["contestants"]
+    on_gpu = [(row["title"], (row["single_stream"] or {}).get("gpu")) for row in rows]
+    if any(times for _, times in on_gpu):
+        names: tuple[str, ...] = next(tuple(times) for _, times in on_gpu if times)
+        found = [(title, *(f"{times[n]:.3f}" for n in names)) for title, times in on_gpu if times]
+        print_table(("on the GPU, medians", *names), found)
+    batches = sorted({point["batch"] for row in rows for point in row["offline"]})
+    if batches:
+        table = [
+            (row["title"], *(by.get(batch) for batch in batches))
+            for row in rows
+            if (by := {p["batch"]: f"{p['images_per_second']:,.0f}" for p in row["offline"]})
+        ]
+        print_table(("offline, images/s at batch", *map(str, batches)), table)
+    clients = sorted({point["clients"] for row in rows for point in row["multi_stream"]})
+    if clients:
+        table = [
+            (row["title"], *(by.get(count) for count in clients))
+            for row in rows
+            if (
+                by := {
+                    p["clients"]: f"{p['p50_ms']:.2f} ms, {p['images_per_second']:,.0f}/s"
+                    for p in row["multi_stream"]
+                }
             )
-        )
-    print_table(("variant", "p50", "p90", "p99", "n", f"against {found.baseline} [95 %]"), rows)
-    _show_gpu_times(found)
-    e = found.environment
-    where = f"{e['machine']['cpu']}, {e['threads']} threads"
-    where += f"; {e['gpu']['name']}" if e.get("gpu") else ""
-    click.echo(f"{where}; batch {e.get('batch', 1)}; timed: {e['timed']}")
-    for name, precision in found.precisions.items():
-        speed = found.recommend(name, precision)
-        if precision != "fp32":
-            verdict = "recommended here" if speed.recommended else "not recommended here"
-            click.echo(f"{name}: {verdict}: {speed.reason}")
+        ]
+        print_table(("multi-stream: clients", *map(str, clients)), table)
+    loads = sorted({point["load"] for row in rows for point in row["server"]})
+    if loads:
+        table = [
+            (row["title"], *(by.get(load) for load in loads))
+            for row in rows
+            if (by := {p["load"]: _p50_p90(p) for p in row["server"]})
+        ]
+        print_table(("server, p50 (p90) at load", *(f"{load:.0%}" for load in loads)), table)
+    falls = [(row["title"], row["waterfall"]) for row in rows if row["waterfall"]]
+    if falls:
+        file = falls[0][1]["file"]
+        stages = [stage["name"] for stage in falls[0][1]["stages"]]
+        table = [
+            (
+                title,
+                *(f"{stage['p50_ms']:.3f}" for stage in fall["stages"]),
+                f"{fall['whole_p50_ms']:.3f}",
+                None if fall["app_p50_ms"] is None else f"{fall['app_p50_ms']:.3f}",
+            )
+            for title, fall in falls
+        ]
+        what = f"ms, from a {file['width']}×{file['height']} {file['format']} to a label"
+        print_table((what, *stages, "whole", "cnnedge.load"), table)
+    _show_endurance(rows)
 
 
-def _show_gpu_times(found: Any) -> None:
-    """Show the parts of calls on a GPU under trtexec's names, medians."""
-    rows = [
-        (m.name, *(f"{seconds * 1e3:.3f} ms" for seconds in m.gpu_medians().values()))
-        for m in found.measurements
-        if m.gpu
-    ]
-    if rows:
-        names = next(m.gpu_medians() for m in found.measurements if m.gpu)
-        print_table(("on the GPU, medians", *names), rows)
+def _show_endurance(rows: Any) -> None:
+    idle = [(row["title"], row["duty_cycle"]) for row in rows if row["duty_cycle"]]
+    if idle:
+        pause = idle[0][1]["idle_s"]
+        table = [
+            (title, f"{d['first_p50_ms']:.2f} ms", f"{d['steady_p50_ms']:.2f} ms")
+            for title, d in idle
+        ]
+        print_table((f"after {pause:g} s of idling", "first call", "steady"), table)
+    endured = [(row["title"], row["sustained"]) for row in rows if row["sustained"]]
+    if endured:
+        found = [
+            (
+                title,
+                f"{s['seconds']:.0f} s",
+                f"{s['drift_percent']:+.1f} %"
+                + ("" if s["interval"] is None else " [{:+.1f}, {:+.1f}]".format(*s["interval"])),
+                "; ".join(s["notes"]) or None,
+            )
+            for title, s in endured
+        ]
+        print_table(("sustained", "for", "drift [95 %]", ""), found, left=(0, 3))
+
+
+def _p50_p90(point: Any) -> str:
+    p90 = "" if point["p90_ms"] is None else f" ({point['p90_ms']:.2f})"
+    return f"{point['p50_ms']:.2f}{p90} ms"
+
+
+def show_changes(changes: Any) -> None:
+    """Show two results, compared."""
+    from cnnedge.report.benchmark import CHANGE_HEADERS, change_rows
+
+    print_table(CHANGE_HEADERS, change_rows(changes), left=(0, 1, 2, 6))
+    if changes["machine"]:
+        ratio, low, high = changes["machine"]
+        click.echo(f"the machine's FP32 peak: {ratio:.3f}× [{low:.3f}, {high:.3f}] of before")
+    for note in changes["notes"]:
+        click.echo(f"note: {note}")

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from cnnedge.cli.shell import FAILED, SOURCE, as_list, command, main, progress_bar
-from cnnedge.cli.show import print_json, print_table, show_benchmark, show_verification
+from cnnedge.cli.shell import (
+    FAILED,
+    SOURCE,
+    as_list,
+    as_numbers,
+    command,
+    main,
+    progress_bar,
+)
+from cnnedge.cli.show import (
+    print_json,
+    print_table,
+    show_changes,
+    show_result,
+    show_verification,
+)
 from cnnedge.errors import GateError
+from cnnedge.files import cache_folder, require_writable, write_text
 
 RUNTIME = click.option(
     "--runtime",
-    type=click.Choice(["cpu", "cuda", "ort-tensorrt", "ort-rtx", "tensorrt", "rtx"]),
+    type=click.Choice(["cpu", "openvino", "cuda", "ort-tensorrt", "ort-rtx", "tensorrt", "rtx"]),
     default="cpu",
     show_default=True,
     help="What runs it; tensorrt and rtx run plans of the bundle.",
@@ -28,6 +44,7 @@ RUNTIME = click.option(
 @click.option("--max-drop", type=click.FloatRange(0, 100), help="Default: the bundle's own.")
 @click.option("--test-images", type=click.IntRange(1), help="At most this many.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the data's split.")
+@click.option("--resume", is_flag=True, help="Go on from where the same run was stopped.")
 @RUNTIME
 def verify_command(
     bundle: Path,
@@ -36,19 +53,24 @@ def verify_command(
     max_drop: float | None,
     test_images: int | None,
     seed: int,
+    resume: bool,
     runtime: str,
     as_json: bool,
 ) -> None:
     """Replay the self-test here; with --data measure accuracy and apply the gate.
 
-    Exit code 3 if a variant diverges or fails its gate.
+    Exit code 3 if a variant diverges or fails its gate. From its tenth second on, a run keeps what
+    is done so far in the user's cache ($CNNEDGE_CACHE), and --resume goes on from there.
     """
     from cnnedge.data import open_source
+    from cnnedge.files import sha256
     from cnnedge.verify import verify_bundle
 
+    if resume and source is None:
+        raise click.UsageError("--resume goes on with the run over --data, which is not given")
     answer = None if reference is None else _keras_reference(reference, bundle)
     with progress_bar() as progress:
-        dataset = None if source is None else open_source(source, seed=seed)
+        dataset = None if source is None else open_source(source, seed=seed, progress=progress)
         found = verify_bundle(
             bundle,
             dataset,
@@ -56,6 +78,8 @@ def verify_command(
             max_drop=max_drop,
             limit=test_images,
             runtime=runtime,
+            resume=resume,
+            reference_id="" if reference is None else sha256(reference),
             progress=progress,
         )
     if as_json:
@@ -67,47 +91,141 @@ def verify_command(
         raise GateError(f"verification failed for {names}", fix="see the reasons above")
 
 
-@command(main, "bench", "cnnedge bench alexnet --seconds 20")
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--reference", type=click.Path(path_type=Path), help="A .keras file to time beside.")
-@click.option("--seconds", type=click.FloatRange(0.1), default=10.0, show_default=True)
-@click.option("--threads", type=click.IntRange(1), help="Threads of one call; default: all cores.")
+@command(main, "bench", "cnnedge bench alexnet --data digits --html bench.html")
+@click.argument("target", required=False, type=click.Path(path_type=Path))
+@click.option("--reference", type=click.Path(path_type=Path), help="The .keras file: the baseline.")
+@click.option("--data", help=SOURCE + " Accuracy beside each latency.")
 @click.option(
     "--runtime",
     "runtimes",
-    default="cpu",
-    show_default=True,
-    help="One or more of cpu,cuda,ort-tensorrt,ort-rtx,tensorrt,rtx.",
+    metavar="LIST",
+    help="Of cpu,openvino,litert,cuda,ort-tensorrt,ort-rtx,tensorrt,rtx, or package:function. "
+    "Default: cpu, and every peer that is installed.",
 )
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--scenarios", metavar="LIST", help="Of those listed above, or all.")
+@click.option(
+    "--seconds", type=click.FloatRange(0.01), help="Of single-stream, all contestants. Default: 10."
+)
+@click.option("--rounds", type=click.IntRange(1, 100), help="Lives of each process. Default: 3.")
+@click.option(
+    "--batch", type=click.IntRange(1), help="Images in a call of single-stream. Default: 1."
+)
+@click.option("--batches", metavar="LIST", help="Of offline. Default: 1,2,4,8,16.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of one call; default: all cores.")
+@click.option("--test-images", type=click.IntRange(1), help="At most this many.")
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(0, 100),
+    help="The pick's accuracy budget; default: the bundle's.",
+)
+@click.option("--image", type=click.Path(path_type=Path), help="The waterfall's image file.")
+@click.option(
+    "--seed", type=click.IntRange(0), help="Of the data's split and the order. Default: 0."
+)
+@click.option("--resume", is_flag=True, help="Go on from answers that a killed run has kept.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page that needs no network.")
+@click.option("--csv", type=click.Path(path_type=Path), help="Write every figure, a row each.")
+@click.option("--markdown", type=click.Path(path_type=Path), help="Write the main table.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Write the JSON document.")
+@click.option(
+    "--compare",
+    nargs=2,
+    type=click.Path(path_type=Path),
+    metavar="OLD NEW",
+    help="Compare two JSON documents; exit code 3 on a regression.",
+)
+@click.option("--tolerance", type=click.FloatRange(0, 10), help="Of --compare. Default: 0.03.")
 def bench_command(
-    bundle: Path,
-    reference: Path | None,
-    seconds: float,
-    threads: int | None,
-    runtimes: str,
-    batch: int,
+    target: Path | None,
+    compare: tuple[Path, Path] | None,
+    tolerance: float | None,
+    html: Path | None,
+    csv: Path | None,
+    markdown: Path | None,
+    out: Path | None,
+    resume: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
-    """Measure the latency of each variant, interleaved in one run.
+    """Measure a bundle, or a suite of them, and say which to run here.
 
-    On a GPU it also tells the time by part, under trtexec's names: GPU Compute Time between CUDA
-    events, Latency with the copies in and out, Enqueue Time of the host.
+    TARGET is a bundle, a suite (.toml), or a result (.json) to be shown or written anew. Scenarios:
+    single-stream, offline, multi-stream, cold-start, waterfall and layers, which is what is
+    measured by default; server, duty-cycle and sustained, which take minutes. docs/benchmark.md
+    says how each is measured.
     """
-    from cnnedge.benchmark import bench_bundle
+    if compare is not None:
+        _compare(*compare, tolerance, as_json)
+        return
+    if target is None:
+        raise click.UsageError("name a BUNDLE, a SUITE.toml or a RESULT.json, or use --compare")
+    from cnnedge.benchmark import read_result
+    from cnnedge.report import as_csv, as_markdown, render_page, require_page_packages
 
-    answer = None if reference is None else _keras_reference(reference, bundle, as_compiled=True)
+    outputs = [path for path in (html, csv, markdown, out) if path is not None]
+    if html is not None:
+        require_page_packages()  # before minutes of measuring, not after
+    for path in outputs:
+        require_writable(path)
+    if target.suffix == ".json":
+        document = read_result(target)
+    else:
+        document = _measure(target, resume, options)
+    if out is not None:
+        write_text(out, json.dumps(document) + "\n")
+    if csv is not None:
+        write_text(csv, as_csv(document))
+    if markdown is not None:
+        write_text(markdown, as_markdown(document))
+    if html is not None:
+        write_text(html, render_page(document))
+    if as_json:
+        print_json(document)
+    else:
+        show_result(document)
+    for path in outputs:
+        click.echo(f"written: {path}", err=True)
+
+
+def _measure(target: Path, resume: bool, options: dict[str, Any]) -> Any:
+    from cnnedge.benchmark import QUICK, SCENARIOS, ModelEntry, bench, make_suite, read_suite
+    from cnnedge.benchmark.contestants import installed_runtimes
+
+    entry = {name: options.pop(name) for name in ("reference", "data", "image")}
+    chosen = {name: value for name, value in options.items() if value is not None}
+    for name in ("runtimes", "scenarios"):
+        if name in chosen:
+            chosen[name] = as_list(chosen[name])
+    if chosen.get("scenarios") in (("all",), ("quick",)):
+        chosen["scenarios"] = SCENARIOS if chosen["scenarios"] == ("all",) else QUICK
+    if "batches" in chosen:
+        chosen["batches"] = as_numbers("--batches", chosen["batches"])
+    if target.suffix == ".toml":
+        given = [f"--{name}" for name, value in entry.items() if value is not None]
+        if given:
+            raise click.UsageError(f"a suite names its own: leave {', '.join(given)} out")
+        suite = read_suite(target, chosen)
+    else:
+        chosen.setdefault("runtimes", installed_runtimes())
+        suite = make_suite((ModelEntry(target, **entry),), chosen)
+    cache = cache_folder()
+    kept = None if cache is None else cache / "bench" / target.absolute().stem
     with progress_bar() as progress:
-        found = bench_bundle(
-            bundle,
-            reference=answer,
-            threads=threads,
-            runtimes=as_list(runtimes) or ("cpu",),
-            batch=batch,
-            seconds=seconds,
-            progress=progress,
-        )
-    return print_json(found.to_dict()) if as_json else show_benchmark(found)
+        return bench(suite, checkpoint=kept, resume=resume, progress=progress)
+
+
+def _compare(old: Path, new: Path, tolerance: float | None, as_json: bool) -> None:
+    from cnnedge.benchmark import compare_results, read_result
+
+    given = {} if tolerance is None else {"tolerance": tolerance}
+    found = compare_results(read_result(old), read_result(new), **given)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        show_changes(found.to_dict())
+    if found.regressed:
+        names = ", ".join(f"{c.contestant} ({c.figure})" for c in found.regressed)
+        raise GateError(f"regressed since {old}: {names}", fix="see the rows above")
 
 
 @command(main, "predict", "cnnedge predict alexnet photo.jpg --top 3")

@@ -8,17 +8,19 @@ from pathlib import Path
 
 from cnnedge.data.split import Dataset, Split
 from cnnedge.errors import DataError
+from cnnedge.progress import Progress, silent
 
 __all__ = ["Dataset", "Split", "open_source"]
 
 
-def open_source(spec: str, *, seed: int = 0) -> Dataset:
+def open_source(spec: str, *, seed: int = 0, progress: Progress = silent) -> Dataset:
     """Open a data source.
 
     Args:
         spec: "digits" (the real handwritten digits that scikit-learn ships), "signs" or "signs:N"
             (N images of a procedural road-sign camera), or the path of a folder of classes.
         seed: Seeds the splits, and what `signs` draws.
+        progress: Told how many of a folder's files are looked at.
 
     Raises:
         DataError: there is no such source, or it is not laid out as expected.
@@ -41,4 +43,4 @@ def open_source(spec: str, *, seed: int = 0) -> Dataset:
         )
     from cnnedge.data.folder import open_folder
 
-    return open_folder(Path(spec), seed)
+    return open_folder(Path(spec), seed, progress)

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from cnnedge.errors import DataError
 from cnnedge.image import ImageContract, to_tensor
+from cnnedge.machine import this_machine
+from cnnedge.progress import Progress, silent
+
+T = TypeVar("T")
+
+# Decoded images that may wait for the network, beside one for each thread.
+AHEAD_BYTES = 256 * 2**20
+# A twentieth of an image's decoding holds the interpreter's lock: more threads would wait for it.
+MOST_WORKERS = 32
 
 
 @dataclass(frozen=True)
@@ -25,11 +34,13 @@ class Split:
         name: "train", "calibration" or "test".
         items: Paths, or uint8 arrays ``[H, W, 3]``.
         targets: The class of each, int64 ``[N]``.
+        digests: The SHA-256 of each one's content, where it is known already.
     """
 
     name: str
     items: Sequence[Any]
     targets: np.ndarray
+    digests: Sequence[bytes] | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -40,30 +51,24 @@ class Split:
 
     def batches(
         self, contract: ImageContract, batch_size: int
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
         """Yield ``(uint8 [n, H, W, C], int64 [n])`` in order; the last one may be smaller.
 
-        Images are decoded ahead by a few threads (Pillow releases the interpreter's lock), a
-        bounded number of them, so memory does not grow with the data set.
+        While the caller works on a batch, the next one is decoded by a thread for each core
+        (Pillow releases the interpreter's lock), and no more than `AHEAD_BYTES` of it, so memory
+        does not grow with the data set.
         """
-        workers = min(8, os.cpu_count() or 1)
-        ahead: deque[Future[np.ndarray]] = deque()
-        with ThreadPoolExecutor(workers) as pool:
-            batch: list[np.ndarray] = []
-            asked = 0
-            try:
-                for done in range(len(self)):
-                    while asked < min(len(self), done + batch_size + 2 * workers):
-                        ahead.append(pool.submit(self.tensor, asked, contract))
-                        asked += 1
-                    batch.append(ahead.popleft().result())
-                    if len(batch) == batch_size or done + 1 == len(self):
-                        start = done + 1 - len(batch)
-                        yield np.stack(batch), self.targets[start : done + 1]
-                        batch = []
-            finally:  # the consumer stopped early, or an image was broken
-                for future in ahead:
-                    future.cancel()
+        nbytes = contract.height * contract.width * contract.channels
+        # Beyond the next batch a few, so that no thread waits while a batch is put together.
+        ahead = min(batch_size + 2 * workers(), max(workers(), AHEAD_BYTES // nbytes))
+        batch: list[np.ndarray] = []
+        images = map_ahead(lambda i: self.tensor(i, contract), len(self), ahead)
+        with closing(images):
+            for done, image in enumerate(images, start=1):
+                batch.append(image)
+                if len(batch) == batch_size or done == len(self):
+                    stacked, batch = np.stack(batch), []
+                    yield stacked, self.targets[done - len(stacked) : done]
 
     def take(self, count: int, seed: int) -> Split:
         """Return a seeded, stratified part of at most ``count`` images, in their order."""
@@ -80,7 +85,22 @@ class Split:
 
     def select(self, indices: np.ndarray) -> Split:
         """Return the images at these indices."""
-        return Split(self.name, Selection(self.items, indices), self.targets[indices])
+        digests = None if self.digests is None else Selection(self.digests, indices)
+        return Split(self.name, Selection(self.items, indices), self.targets[indices], digests)
+
+    def hashed(self, progress: Progress = silent) -> Split:
+        """Return the same split with its `digests`, so that no image is hashed a second time.
+
+        Args:
+            progress: Told how many images are done, where they are not known yet.
+        """
+        if self.digests is not None:
+            return self
+        digests = []
+        for digest in map_ahead(lambda i: item_digest(self.items[i]), len(self), 4 * workers()):
+            digests.append(digest)
+            progress("hash", len(digests), len(self))
+        return replace(self, digests=digests)
 
     def digest(self) -> str:
         """Return the SHA-256 of the images' content and classes, in order."""
@@ -92,7 +112,7 @@ class Split:
 
     def item_digests(self) -> Iterator[bytes]:
         """Yield the SHA-256 of each image's content."""
-        return map(item_digest, self.items)
+        return map(item_digest, self.items) if self.digests is None else iter(self.digests)
 
     def name_of(self, index: int) -> str:
         """Return what a message calls the image at ``index``: its file, or its place."""
@@ -137,6 +157,33 @@ class Dataset:
     calibration: Split
     test: Split
     skipped: tuple[str, ...] = ()
+
+
+def workers() -> int:
+    """Return how many threads decode: one for each core that this process may use."""
+    return min(MOST_WORKERS, this_machine().cores)
+
+
+def map_ahead(function: Callable[[int], T], count: int, ahead: int) -> Generator[T, None, None]:
+    """Yield ``function(0)`` … ``function(count - 1)`` in order, computed ahead by `workers`.
+
+    Args:
+        function: Called from several threads; what it raises is raised in its place.
+        count: How many calls.
+        ahead: At most this many results wait or are being computed, while the caller has one.
+    """
+    waiting: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(workers()) as pool:
+        try:
+            for index in range(count):
+                waiting.append(pool.submit(function, index))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:  # the caller stopped early, or a call failed
+            for future in waiting:
+                future.cancel()
 
 
 def item_digest(item: Any) -> bytes:

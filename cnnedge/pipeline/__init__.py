@@ -101,7 +101,7 @@ def export_bundle(
         raise CnnEdgeError(f"{out} exists already", fix="choose another folder or pass --force")
     for runtime in recipe.engines:
         open_library(runtime)  # likewise
-    source, warnings = resolve(recipe)
+    source, warnings = resolve(recipe, progress=progress)
     with atomic_folder(out, overwrite=force) as folder:
         manifest = _build(source, recipe, folder, warnings, progress)
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")  # last: it completes
@@ -338,11 +338,11 @@ def _open(graphs: list[Graph], source: Source, recipe: Recipe, folder: Path) -> 
 
 def _reference(source: Source, emitted: str) -> Answer:
     """Return the Keras reference: uint8 batch → probabilities."""
-    from cnnedge.backends.keras import predict
+    from cnnedge.backends.keras import predict, softmax
 
     def answer(batch: np.ndarray) -> np.ndarray:
         scores = predict(source.model, batch, source.normalization)
-        return _softmax(scores) if emitted == "logits" else scores
+        return softmax(scores) if emitted == "logits" else scores
 
     return answer
 
@@ -397,8 +397,3 @@ def _summary(measurement: Measurement) -> dict[str, Any]:
     summary = measurement.to_dict()
     del summary["samples_ms"], summary["name"]  # the raw samples are in the report
     return summary
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    exponent = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponent / exponent.sum(axis=1, keepdims=True)

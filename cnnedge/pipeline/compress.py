@@ -142,7 +142,7 @@ def compress_model(
     """
     out = Path(out)
     require_keras_file(out)
-    source, warnings = resolve(recipe, without_data=data_free)
+    source, warnings = resolve(recipe, without_data=data_free, progress=progress)
     if source.note is None:
         raise ModelError(
             f"{source.origin} has no trained weights to go by",

@@ -18,6 +18,8 @@ _ON_GPU = {
     "tensorrt": ("int8-trt", "fp16", "fp32"),
     "rtx": ("int8-trt", "fp16", "fp32"),
 }
+# OpenVINO computes FP16 in FP32 on a CPU, and does not read ONNX Runtime's own operators.
+_ON_OPENVINO = ("int8", "fp32")
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,13 @@ def choose(
         return Choice(bundle.manifest.variant(name), "asked for by name")
     if runtime in _ON_GPU:
         return _choose_on_gpu(bundle, runtime, usable)
-    return _choose_on_cpu(bundle)
+    return _choose_on_cpu(bundle, runtime)
 
 
 def runs_on(variant: Variant, runtime: str) -> bool:
     """Whether a variant's graph is written for a runtime."""
+    if runtime == "openvino":
+        return variant.name in _ON_OPENVINO
     return variant.target != "trt" if runtime == "cpu" else variant.name in _ON_GPU[runtime]
 
 
@@ -78,16 +82,16 @@ def _choose_on_gpu(bundle: Bundle, runtime: str, usable: Collection[str] | None)
     return Choice(fit[0], f"the lowest precision that was verified and runs on {runtime}")
 
 
-def _choose_on_cpu(bundle: Bundle) -> Choice:
+def _choose_on_cpu(bundle: Bundle, runtime: str) -> Choice:
     manifest = bundle.manifest
-    fit = [v for v in manifest.variants if v.target != "trt" and v.verified]
+    fit = [v for v in manifest.variants if runs_on(v, runtime) and v.verified]
     if not fit:
         raise BundleError(
             f"no variant of {bundle.root} was verified", fix="run `cnnedge verify` on it first"
         )
     machine = this_machine()
     timed = [v for v in fit if v.latency is not None and v.recommended]
-    if timed and manifest.machine.get("cpu") == machine.cpu:
+    if runtime == "cpu" and timed and manifest.machine.get("cpu") == machine.cpu:
         best = min(timed, key=lambda v: v.latency["median_ms"] if v.latency else 0.0)
         return Choice(best, f"the fastest as measured on this CPU model ({machine.cpu})")
     preferred, reason = (

@@ -20,6 +20,7 @@ log = logging.getLogger("cnnedge")
 
 RUNTIMES = {
     "cpu": "ONNX Runtime on the CPU",
+    "openvino": "OpenVINO on the CPU",
     "cuda": "ONNX Runtime's CUDA provider",
     "ort-tensorrt": "ONNX Runtime's TensorRT provider",
     "ort-rtx": "ONNX Runtime's TensorRT-RTX plugin provider",
@@ -70,8 +71,10 @@ def open_variant(bundle: Bundle, variant: Variant, settings: RunSettings | None 
     settings = settings or RunSettings()
     if settings.runs_plans:
         return _open_plan(bundle, variant, settings)
-    backend = _onnxruntime()
     path = bundle.path(variant.file)
+    if settings.runtime == "openvino":
+        return _openvino().open_openvino(path, threads=settings.threads)
+    backend = _onnxruntime()
     if settings.runtime == "cpu":
         return backend.open_session(path, threads=settings.threads)
     from cnnedge.backends.onnxruntime_gpu import GpuSettings, open_gpu_session
@@ -111,6 +114,14 @@ def usable_variants(bundle: Bundle, settings: RunSettings) -> list[str] | None:
     if not fitting:
         raise _no_fitting_plan(refused, settings.runtime)
     return fitting
+
+
+def _openvino() -> Any:
+    try:
+        from cnnedge.backends import openvino as backend
+    except ImportError as error:
+        raise MissingExtraError("openvino", "openvino", purpose="running on OpenVINO") from error
+    return backend
 
 
 def _onnxruntime() -> Any:

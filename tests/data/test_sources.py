@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnnedge.data import open_source
+from cnnedge.data import findings, open_source
 from cnnedge.data.split import Split, item_digest, stratified
 from cnnedge.errors import DataError, ImageError
 from cnnedge.image import ImageContract
@@ -216,6 +216,183 @@ def test_an_image_that_breaks_later_is_named(tmp_path):
 def test_a_folder_that_cannot_be_split(tmp_path, counts, message):
     with pytest.raises(DataError, match=message):
         open_source(str(make_folder(tmp_path, counts)))
+
+
+# --- what was found of a folder's files is kept ------------------------------------------------
+
+
+@pytest.fixture
+def reads(monkeypatch, tmp_path):
+    """The names of the files that were read; what is found of them is kept at once."""
+    monkeypatch.setenv("CNNEDGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(findings, "_FEWEST", 10)
+    monkeypatch.setattr(findings, "_SETTLED_NS", -(10**12))
+    names, decode = [], findings.decode
+    monkeypatch.setattr(findings, "decode", lambda p, c: names.append(p.name) or decode(p, c))
+    return names
+
+
+def kept_in(tmp_path):
+    return list((tmp_path / "cache").rglob("*"))
+
+
+def same(one, other):
+    return one.skipped == other.skipped and all(
+        mine.items == theirs.items and mine.digest() == theirs.digest()
+        for mine, theirs in zip(splits(one), splits(other), strict=True)
+    )
+
+
+def test_a_folder_is_read_once(tmp_path, reads):
+    root = make_folder(tmp_path / "pets", {"dog": 20, "cat": 20})
+    (root / "cat" / "broken.png").write_bytes(b"nonsense")
+    told = []
+    one = open_source(str(root), progress=lambda *event: told.append(event))
+    assert len(reads) == 41
+    assert told[-1] == ("open", 41, 41)
+    assert len(told) > 1
+    reads.clear()
+    other = open_source(str(root), progress=lambda *event: told.append(event))
+    assert reads == []
+    assert told[-1] == ("open", 41, 41)
+    assert same(one, other)
+    assert "broken.png is no image" in other.skipped[0]
+
+
+def test_a_broken_file_is_named_as_the_folder_was(tmp_path, reads, monkeypatch):
+    root = make_folder(tmp_path / "pets", {"dog": 20, "cat": 20})
+    (root / "cat" / "broken.png").write_bytes(b"nonsense")
+    open_source(str(root))
+    monkeypatch.chdir(tmp_path)
+    reads.clear()
+    assert open_source("pets").skipped[0].startswith("pets/cat/broken.png is no image")
+    assert reads == []
+
+
+def test_what_changed_is_read_again(tmp_path, reads):
+    root = make_folder(tmp_path / "pets", {"dog": 20, "cat": 20}, suffix="bmp")
+    before = open_source(str(root))
+    victim, other = root / "dog" / "003.bmp", root / "cat" / "004.bmp"
+    times = victim.stat().st_atime_ns, victim.stat().st_mtime_ns
+    content = bytearray(victim.read_bytes())
+    content[-1] ^= 1  # a pixel
+    victim.write_bytes(content)
+    os.utime(victim, ns=times)  # the same size and time: only that something changed is left
+    other.write_bytes(b"nonsense")
+    (root / "cat" / "005.bmp").unlink()
+    make_folder(root, {"new": 20}, suffix="bmp", seed=5)
+    reads.clear()
+    after = open_source(str(root))
+    assert sorted(reads) == sorted(["003.bmp", "004.bmp", *(f"{i:03d}.bmp" for i in range(20))])
+    assert not same(before, after)
+    assert len(after.skipped) == 1
+    reads.clear()
+    assert same(after, open_source(str(root)))
+    assert reads == []
+
+
+def test_a_file_that_may_still_be_written_to_is_not_kept(tmp_path, reads, monkeypatch):
+    monkeypatch.setattr(findings, "_SETTLED_NS", 10**12)
+    root = make_folder(tmp_path / "pets", {"dog": 20, "cat": 20})
+    for _ in range(2):
+        open_source(str(root))
+    assert len(reads) == 80
+
+
+def test_a_passing_failure_is_not_kept(tmp_path, reads, monkeypatch):
+    """What lacked memory, or could not be read from the network, is an image the next time."""
+    root = make_folder(tmp_path / "pets", {"dog": 20, "cat": 20})
+    with monkeypatch.context() as patch:
+        for number, cause in enumerate((MemoryError("none"), OSError(5, "Input/output error"))):
+            patch.setattr("PIL.Image.open", lambda path, cause=cause: (_ for _ in ()).throw(cause))
+            with pytest.raises(DataError, match="0 usable"):
+                open_source(str(root))
+            assert len(reads) == 40 * (number + 1)
+    assert open_source(str(root)).skipped == ()
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_a_digest(path):
+    content = path.read_text()
+    place = content.index('", ""]') - 1
+    digit = "0" if content[place] != "0" else "1"
+    path.write_text(content[:place] + digit + content[place + 1 :])
+
+
+@pytest.mark.parametrize(
+    "damage", [cut, flip_a_digest, lambda p: p.write_bytes(b"\xff"), lambda p: p.unlink()]
+)
+def test_a_damaged_cache_counts_for_nothing(tmp_path, reads, damage):
+    root = make_folder(tmp_path / "pets", {"dog": 20, "cat": 20})
+    one = open_source(str(root))
+    (kept,) = [path for path in kept_in(tmp_path) if path.is_file()]
+    damage(kept)
+    reads.clear()
+    assert same(one, open_source(str(root)))
+    assert len(reads) == 40
+    reads.clear()
+    assert same(one, open_source(str(root)))
+    assert reads == []
+
+
+def test_another_release_looks_for_itself(tmp_path, reads, monkeypatch):
+    root = make_folder(tmp_path / "pets", {"dog": 20, "cat": 20})
+    open_source(str(root))
+    monkeypatch.setattr("PIL.__version__", "0.9")
+    open_source(str(root))
+    assert len(reads) == 80
+
+
+def test_what_was_found_before_a_stop_is_kept(tmp_path, reads, monkeypatch):
+    monkeypatch.setattr(findings, "_CHUNK", 4)
+    monkeypatch.setattr("cnnedge.data.findings.workers", lambda: 1)
+    root = make_folder(tmp_path / "pets", {"dog": 40, "cat": 40})
+
+    def stop(task, done, total):
+        if done >= 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        open_source(str(root), progress=stop)
+    before = set(reads)
+    reads.clear()
+    open_source(str(root))
+    assert len(before) < 80
+    assert len(reads) == 60
+
+
+def test_small_folders_and_full_disks_leave_nothing(tmp_path, reads, monkeypatch):
+    root = make_folder(tmp_path / "pets", {"dog": 20, "cat": 20})
+    with monkeypatch.context() as patch:
+        patch.setattr(findings, "_FEWEST", 41)
+        open_source(str(root))
+    assert kept_in(tmp_path) == []
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        open_source(str(root))
+    assert [path for path in kept_in(tmp_path) if path.is_file()] == []
+    assert len(reads) == 80
+
+
+def test_what_is_hashed_once_is_not_hashed_again(tmp_path, monkeypatch):
+    root = make_folder(tmp_path / "train", {"a": 20, "b": 20}).parent
+    make_folder(tmp_path / "val", {"a": 5, "b": 5}, seed=1)
+    for data in (open_source(str(root)), open_source(str(root / "train"))):
+        for part in splits(data):
+            for one in (part, part.take(7, seed=0), part.select(np.array([3, 1]))):
+                assert list(one.digests) == [item_digest(item) for item in one.items]
+                assert one.hashed() is one
+                fresh = Split(one.name, one.items, one.targets)
+                assert one.digest() == fresh.digest() == fresh.hashed().digest()
+    monkeypatch.setattr("cnnedge.data.split.item_digest", None)
+    assert data.test.digest()
 
 
 def test_classes_known_to_the_test_split_alone_are_refused(tmp_path):

@@ -14,13 +14,31 @@ from fakes import fake_gpu, fake_module, inspector_json
 import cnnedge
 from cnnedge import bundle as bundle_module
 from cnnedge.backends.tensorrt.library import open_library
-from cnnedge.benchmark import bench_bundle
+from cnnedge.benchmark import ModelEntry, Suite, bench
+from cnnedge.benchmark.station import Station, resolve
 from cnnedge.bundle import open_bundle
 from cnnedge.cli import main
 from cnnedge.engine import build_engines
 from cnnedge.errors import BackendError, BundleError
 from cnnedge.plan import PlanOptions
 from cnnedge.verify import verify_bundle
+
+
+class InThisProcess:
+    """A link to a station here: the stand-ins are of this process alone."""
+
+    def __init__(self, contestant):
+        options = dict(contestant.options)
+        runner = resolve(contestant.opener)(contestant.model, threads=None, **options)
+        self.station = Station(runner, (32, 32, 3))
+        self.opened = {"provider": self.station.provider}
+
+    def ask(self, do, **arguments):
+        own = {"memory": {}, "app": {"samples": []}}
+        return own[do] if do in own else getattr(self.station, do)(**arguments)
+
+    def close(self):
+        pass
 
 
 @pytest.fixture
@@ -100,12 +118,20 @@ def test_verify_and_bench_run_it(planned, digits):
     (report,) = found.variants
     assert (report.name, report.selftest.stage, report.verdict.failed) == ("fp16", None, False)
     assert report.provider.startswith("TensorRT")
-    bench = bench_bundle(root, runtimes=("cpu", runtime), seconds=0.05)
-    row = next(r for r in bench.to_dict()["measurements"] if r["name"] == f"fp16@{runtime}")
-    assert row["gpu"]["GPU Compute Time (ms)"] == 5.0
-    assert row["gpu"]["Latency (ms)"] == 8.0
-    assert {"Enqueue Time (ms)", "H2D Latency (ms)", "D2H Latency (ms)"} <= set(row["gpu"])
-    assert bench.environment["providers"][f"fp16@{runtime}"].startswith("TensorRT")
+    scenarios = ("single-stream", "offline", "waterfall")
+    suite = Suite(
+        (ModelEntry(root),), runtimes=("cpu", runtime), scenarios=scenarios, seconds=0.05, rounds=1
+    )
+    (model,) = bench(suite, start=InThisProcess)["models"]
+    row = next(r for r in model["contestants"] if r["name"] == f"fp16@{runtime}")
+    on_gpu = row["single_stream"]["gpu"]
+    assert on_gpu["GPU Compute Time (ms)"] == 5.0
+    assert on_gpu["Latency (ms)"] == 8.0
+    assert {"Enqueue Time (ms)", "H2D Latency (ms)", "D2H Latency (ms)"} <= set(on_gpu)
+    assert row["provider"].startswith("TensorRT")
+    stages = {stage["name"]: stage["p50_ms"] for stage in row["waterfall"]["stages"]}
+    assert stages["copy in"] == on_gpu["H2D Latency (ms)"]
+    assert stages["copy out"] == on_gpu["D2H Latency (ms)"]
 
 
 def test_another_gpu_is_said_in_one_line_and_built_anew_if_asked(planned, machine, surface, caplog):

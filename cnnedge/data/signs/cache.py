@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ import numpy as np
 
 from cnnedge.data.signs import camera
 from cnnedge.errors import CnnEdgeError
-from cnnedge.files import atomic_path
+from cnnedge.files import atomic_path, cache_folder
 
 BLOCK = 64  # images in a file: 2.4 MB, drawn in a quarter of a second
 _OPEN_BLOCKS = 128  # each holds a file descriptor
@@ -96,15 +95,3 @@ class SignImages(Sequence[np.ndarray]):
         if not np.array_equal(block[0], camera.render(self._seed, number * BLOCK)):
             return None
         return block
-
-
-def cache_folder() -> Path | None:
-    """Return ``$CNNEDGE_CACHE``, or ``cnnedge`` in the XDG cache folder; None without a home."""
-    if chosen := os.environ.get("CNNEDGE_CACHE"):
-        return Path(chosen)
-    if xdg := os.environ.get("XDG_CACHE_HOME"):
-        return Path(xdg) / "cnnedge"
-    try:
-        return Path.home() / ".cache" / "cnnedge"
-    except RuntimeError:
-        return None

@@ -1,4 +1,4 @@
-"""Results → a page. Pure: data in, text out."""
+"""A bundle → its report page."""
 
 from __future__ import annotations
 

@@ -6,13 +6,13 @@ import math
 
 import pytest
 
-from cnnedge.benchmark import (
+from cnnedge.benchmark.environment import lacking
+from cnnedge.benchmark.interleaved import (
     BLOCK,
     FEWEST_ROUNDS,
     SETTLE,
     SETTLE_SECONDS,
     Benchmark,
-    lacking,
     measure_interleaved,
 )
 from cnnedge.machine import Machine

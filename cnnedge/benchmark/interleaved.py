@@ -1,4 +1,4 @@
-"""Step: measure latency, contestants interleaved, so that a drifting machine moves all alike.
+"""Latencies of callables in this very process, interleaved: what `cnnedge export` measures.
 
 They take turns in short blocks, A A A B B B A A A …, and the first tenth of a second of each is not
 counted. Turn by turn, each would be measured with the caches that the others left, and beside the
@@ -9,21 +9,14 @@ take 14 ms where it takes 4.3 alone. See docs/decisions/interleaved-blocks.md.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-
-from cnnedge.bundle import open_bundle
-from cnnedge.errors import BundleError
-from cnnedge.image import normalize
-from cnnedge.machine import Machine, this_machine, tool_versions
+from cnnedge.benchmark.environment import lacking
+from cnnedge.machine import this_machine
 from cnnedge.progress import Progress, silent
 from cnnedge.result import GpuTimes, Measurement, Recommendation, ratio_interval, recommend
-from cnnedge.runtime import RunSettings, open_variant, runs_on, usable_variants
 
 WARM_UP_SECONDS = 0.5
 FEWEST_ROUNDS = 3  # blocks of each contestant, however long they take
@@ -122,92 +115,3 @@ def measure_interleaved(
     return [
         Measurement(name, tuple(taken), gpu=tuple(on_gpu[name])) for name, taken in samples.items()
     ]
-
-
-def bench_bundle(
-    path: Path | str,
-    *,
-    reference: Callable[[np.ndarray], np.ndarray] | None = None,
-    threads: int | None = None,
-    runtimes: Sequence[str] = ("cpu",),
-    batch: int = 1,
-    seconds: float = 10.0,
-    seed: int = 0,
-    progress: Progress = silent,
-) -> Benchmark:
-    """Measure a bundle's variants on one or more runtimes, beside the Keras reference if given.
-
-    Args:
-        path: The bundle.
-        reference: The Keras reference, uint8 batch → probabilities; it becomes the baseline. Give
-            `backends.keras.compiled`, which is how its users run it.
-        threads: Threads of each call; None lets the runtime use every core.
-        runtimes: What runs them; see `runtime.RUNTIMES`. On the CPU, variants written for TensorRT
-            are left out: it would emulate them. On others, a variant is named "fp16@rtx".
-        batch: Images in each call.
-        seconds: About how long to measure.
-        seed: Seeds the image, whose content does not matter to a CNN's speed.
-        progress: Told how far it is.
-
-    Raises:
-        BundleError: the bundle has nothing that a runtime runs.
-        BackendError: a runtime is not to be had here.
-    """
-    bundle = open_bundle(path)
-    manifest = bundle.manifest
-    size = (batch, manifest.image.height, manifest.image.width, manifest.image.channels)
-    image = np.random.default_rng(seed).integers(0, 256, size, np.uint8)
-    feed = normalize(image, manifest.normalization) if manifest.input == "float32" else image
-    contestants: dict[str, Callable[[], Any]] = {}
-    providers: dict[str, str] = {}
-    if reference is not None:
-        contestants["keras"] = lambda: reference(image)
-    for runtime in runtimes:
-        settings = RunSettings(runtime, threads)
-        usable = usable_variants(bundle, settings)
-        for variant in manifest.variants:
-            if not runs_on(variant, runtime) or (usable is not None and variant.name not in usable):
-                continue
-            name = variant.name if runtime == "cpu" else f"{variant.name}@{runtime}"
-            answer = open_variant(bundle, variant, settings)
-            providers[name] = str(getattr(answer, "provider", "?"))
-            # A session that times its parts is measured by them and as a whole in the same calls.
-            contestants[name] = partial(getattr(answer, "timed", answer), feed)
-    if not contestants:
-        raise BundleError(
-            f"nothing in {bundle.root} runs on {', '.join(runtimes)}", fix="name other runtimes"
-        )
-    measured = measure_interleaved(contestants, seconds=seconds, progress=progress)
-    measured = [replace(m, images=batch) for m in measured]
-    precisions = {v.name: v.precision for v in manifest.variants if v.name in contestants}
-    described = {**environment(threads), "batch": batch, "providers": providers}
-    if set(runtimes) != {"cpu"}:
-        described["gpu"], _ = describe_gpu()
-    return Benchmark(tuple(measured), next(iter(contestants)), described, precisions)
-
-
-def describe_gpu() -> tuple[dict[str, Any] | None, str]:
-    """Return this machine's GPU as data; or None, and why there is none."""
-    from cnnedge.backends.gpu import find_gpu
-
-    facts, why = find_gpu()
-    return (None if facts is None else facts.to_dict()), why
-
-
-def lacking(precision: str, machine: Machine) -> str | None:
-    """Return what a CPU lacks for a precision to be fast on it, in words; None: nothing."""
-    if precision == "int8" and not machine.has_int8_dot_product:
-        return "this CPU has no int8 dot product such as VNNI"
-    if precision == "fp16" and not machine.has_fp16_arithmetic:
-        return "this CPU has no FP16 arithmetic: it is emulated in FP32"
-    return None
-
-
-def environment(threads: int | None) -> dict[str, Any]:
-    """Return what every figure is quoted with: machine, versions, threads, what is timed."""
-    return {
-        "machine": this_machine().to_dict(),
-        "threads": threads or this_machine().cores,
-        "timed": "the runtime call: uint8 tensor in, probabilities out",
-        "tools": tool_versions(),
-    }

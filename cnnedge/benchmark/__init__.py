@@ -1,0 +1,426 @@
+"""Step: measure everything that decides which model, precision and runtime to use, in one run.
+
+    suite ──► contestants ──► rounds of processes ──► answers ──► document ──► pick
+
+`contestants` says who takes part, `process` holds each in a process of its own where `station`
+measures it, `rounds` lets them take turns, `accuracy` lets them answer labelled images, `peaks` is
+the roof they are held against, `document` writes it all down and `pick` draws the conclusion.
+`compare` holds two documents against each other. `interleaved` measures callables in this very
+process, for `cnnedge export`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnnedge.benchmark.accuracy import Answers, alive, describe, examples
+from cnnedge.benchmark.compare import Changes, compare_results
+from cnnedge.benchmark.contestants import Contestant, check_labels, enter, litert_jobs
+from cnnedge.benchmark.document import (
+    KIND,
+    SCHEMA,
+    contestant_row,
+    peak_rows,
+    read_result,
+)
+from cnnedge.benchmark.environment import (
+    conditions,
+    describe_gpu,
+    environment,
+    lacking,
+    now_utc,
+    read_sensors,
+)
+from cnnedge.benchmark.interleaved import Benchmark, measure_interleaved
+from cnnedge.benchmark.peaks import Peaks, best_of, layer_bounds
+from cnnedge.benchmark.pick import pick
+from cnnedge.benchmark.process import Link, call
+from cnnedge.benchmark.rounds import Collected, Start, Target, hold_rounds
+from cnnedge.benchmark.suite import QUICK, SCENARIOS, ModelEntry, Suite, make_suite, read_suite
+from cnnedge.bundle import MANIFEST, Bundle, Manifest, open_bundle
+from cnnedge.data import Dataset, open_source
+from cnnedge.errors import BackendError, BundleError, CnnEdgeError
+from cnnedge.files import sha256
+from cnnedge.image import to_tensor
+from cnnedge.progress import Progress, silent
+from cnnedge.selftest import recorded_answers
+from cnnedge.sweep import sweep
+
+__all__ = [
+    "QUICK",
+    "SCENARIOS",
+    "Benchmark",
+    "Changes",
+    "ModelEntry",
+    "Suite",
+    "bench",
+    "compare_results",
+    "describe_gpu",
+    "environment",
+    "lacking",
+    "make_suite",
+    "measure_interleaved",
+    "read_result",
+    "read_suite",
+]
+
+CALIBRATION_IMAGES = 128  # for what a peer's converter quantizes
+TIMED = (
+    "a call: uint8 images in, probabilities out, with all that the runtime's graph wants done "
+    "to the images first"
+)
+
+
+def bench(
+    suite: Suite,
+    *,
+    start: Start | None = None,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Run a suite.
+
+    Args:
+        suite: What to measure.
+        start: Starts a contestant; None: in a process of its own.
+        checkpoint: A folder where answers to labelled images are kept until all are there.
+        resume: Go on from the answers kept there. Latencies are of one run, and taken anew.
+        progress: Told how far it is.
+
+    Returns:
+        The result document; docs/benchmark.md lists its fields.
+
+    Raises:
+        BundleError: a bundle is incomplete or was altered.
+        BackendError: nothing can be measured here, or there is no such runtime.
+        DataError: the data's labels are not the bundle's.
+    """
+    before = read_sensors()
+    rounds: list[dict[str, Any]] = []
+    measured = [
+        _measure(entry, suite, rounds, start, checkpoint, resume, progress)
+        for entry in suite.models
+    ]
+    peaks = best_of(rounds) if rounds else None
+    models = [_document(found, suite, peaks) for found in measured]
+    gpu = None
+    if not set(suite.runtimes) <= _ON_CPU:
+        gpu, _ = describe_gpu()
+    return {
+        "schema": SCHEMA,
+        "kind": KIND,
+        "created": now_utc(),
+        "suite": suite.to_dict(),
+        "environment": {
+            **environment(suite.threads),
+            "timed": TIMED,
+            "batch": suite.batch,
+            "conditions": conditions(before, read_sensors()),
+            "gpu": gpu,
+        },
+        "peaks": peak_rows(rounds, peaks) if peaks else None,
+        "models": models,
+    }
+
+
+_ON_CPU = {"cpu", "openvino", "litert", "keras"}
+
+
+class _Measured:
+    """One bundle with what was measured of it."""
+
+    def __init__(self, bundle: Bundle, entry: ModelEntry) -> None:
+        self.bundle, self.entry = bundle, entry
+        self.collected: list[Collected] = []
+        self.left_out: list[tuple[str, str]] = []
+        self.answers: Answers | None = None
+        self.file: Path = bundle.root
+
+
+def _measure(
+    entry: ModelEntry,
+    suite: Suite,
+    rounds: list[dict[str, Any]],
+    start: Start | None,
+    checkpoint: Path | None,
+    resume: bool,
+    progress: Progress,
+) -> _Measured:
+    if entry.scenarios is not None:
+        suite = replace(suite, scenarios=entry.scenarios)
+    bundle = open_bundle(entry.bundle)
+    manifest, found = bundle.manifest, _Measured(bundle, entry)
+    dataset = None if entry.data is None else open_source(entry.data, seed=suite.seed)
+    if dataset is not None:
+        check_labels(manifest, dataset.labels, dataset.spec)
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        converted = _convert(bundle, entry, suite, dataset, scratch, found.left_out)
+        field = enter(bundle, entry, suite, converted)
+        found.left_out += field.left_out
+        if not field.contestants:
+            reasons = "; ".join(f"{name}: {why}" for name, why in found.left_out)
+            raise BackendError(f"nothing of {bundle.root} can be measured here: {reasons}")
+        target = _target(bundle, entry, dataset)
+        found.file = target.file
+
+        def at_the_end(links: Mapping[str, Link]) -> None:
+            if dataset is not None:
+                found.answers = _answer(
+                    bundle, dataset, suite, links, scratch, checkpoint, resume, found, progress
+                )
+
+        found.collected = hold_rounds(
+            field.contestants,
+            target,
+            suite,
+            start=start,
+            before_a_round=lambda: (
+                rounds.append(
+                    call("cnnedge.benchmark.peaks:measure_peaks", suite.threads, PEAK_SECONDS)
+                )
+                if start is None
+                else None
+            ),
+            at_the_end=at_the_end,
+            progress=progress,
+        )
+    failures = [one.error for one in found.collected if one.error is not None]
+    if len(failures) == len(found.collected):
+        raise BackendError(f"nothing of {bundle.root} can be measured here: {failures[0]}")
+    return found
+
+
+PEAK_SECONDS = 0.1  # for each product and each working set, a round
+
+
+def _convert(
+    bundle: Bundle,
+    entry: ModelEntry,
+    suite: Suite,
+    dataset: Dataset | None,
+    scratch: Path,
+    left_out: list[tuple[str, str]],
+) -> dict[str, Path]:
+    """Let LiteRT's converter make its files; what it refuses is left out."""
+    images = None
+    if dataset is not None and "litert" in suite.runtimes and len(dataset.calibration):
+        part = dataset.calibration.take(CALIBRATION_IMAGES, seed=suite.seed)
+        images = scratch / "calibration.npy"
+        np.save(images, np.concatenate([b for b, _ in part.batches(bundle.manifest.image, 32)]))
+    converted = {}
+    for precision, arguments in litert_jobs(bundle, entry, suite, scratch, images):
+        try:
+            call("cnnedge.backends.litert:convert_litert", *arguments, name="LiteRT's converter")
+            converted[precision] = Path(arguments[1])
+        except BackendError as error:
+            left_out.append((f"{precision}@litert", str(error)))
+    return converted
+
+
+def _target(bundle: Bundle, entry: ModelEntry, dataset: Dataset | None) -> Target:
+    image = bundle.manifest.image
+    file = entry.image or _photograph(bundle, dataset)
+    if not file.is_file():
+        raise CnnEdgeError(f"there is no image {file}", fix="check the path")
+    to_tensor(file, image)  # a broken one is told before anything is measured
+    return Target(
+        bundle.root.resolve(),
+        (image.height, image.width, image.channels),
+        image.to_dict(),
+        bundle.manifest.labels,
+        file.resolve(),
+    )
+
+
+def _photograph(bundle: Bundle, dataset: Dataset | None) -> Path:
+    """Return an image file as an app will get: a JPEG of the data's, or of a photograph's size."""
+    items = () if dataset is None else dataset.test.items
+    found = [Path(item) for item in items[:1] if isinstance(item, str | Path)]
+    package = find_spec("sklearn")
+    if package is not None and package.submodule_search_locations:
+        found.append(Path(package.submodule_search_locations[0], "datasets/images/china.jpg"))
+    golden = [bundle.path(name) for name in bundle.manifest.files if "/golden-" in name]
+    found += sorted(golden, key=lambda path: (path.suffix not in _JPEG, -path.stat().st_size))
+    for path in found:
+        if path.is_file():
+            return path
+    raise BundleError(f"{bundle.root} holds no golden image", fix="pass --image FILE")
+
+
+_JPEG = {".jpg", ".jpeg"}
+
+
+def _answer(
+    bundle: Bundle,
+    dataset: Dataset,
+    suite: Suite,
+    links: Mapping[str, Link],
+    scratch: Path,
+    checkpoint: Path | None,
+    resume: bool,
+    found: _Measured,
+    progress: Progress,
+) -> Answers | None:
+    """Let everybody who is alive answer the test images."""
+    split = dataset.test
+    if suite.test_images is not None:
+        split = split.take(suite.test_images, seed=0)
+    image = bundle.manifest.image
+    if not len(split):
+        return None
+    probe = split.tensor(0, image)[None].repeat(2, 0)
+    one_by_one = [name for name in links if name.endswith("@litert")]
+    answerers, refused = alive(links, one_by_one, scratch, probe)
+    found.left_out += [(f"answers of {name}", why) for name, why in refused.items()]
+    if not answerers:
+        return None
+    key = {
+        "bundle": sha256(bundle.path(MANIFEST)),
+        "images": split.digest(),
+        "threads": suite.threads,
+    }
+    kept = None if checkpoint is None else checkpoint / bundle.manifest.name
+    answers = sweep(
+        split,
+        image,
+        answerers,
+        checkpoint=kept,
+        key=key,
+        resume=resume and kept is not None and kept.exists(),
+        progress=progress,
+        task="accuracy",
+    )
+    recorded = recorded_answers(bundle, split)
+    if "keras" in answers:
+        expected, reference = answers["keras"], "Keras, in this run"
+    elif recorded is not None:
+        expected, reference = recorded, "Keras, as recorded at export"
+    else:
+        name = next((n for n in answers if n.startswith("fp32@")), None)
+        if name is None:
+            return None
+        expected, reference = answers[name], f"{name} (held to Keras at export)"
+    return Answers(split, expected, reference, answers, dataset.spec)
+
+
+def _document(found: _Measured, suite: Suite, peaks: Peaks | None) -> dict[str, Any]:
+    """Return what docs/benchmark.md lists of a model."""
+    manifest = found.bundle.manifest
+    judged = manifest.model.get("weights") != "random"
+    graphs = _graphs(found.bundle)
+    baseline = next((one for one in found.collected if one.error is None), None)
+    rows = []
+    for one in found.collected:
+        layers, why = graphs(one.contestant)
+        bounds = None if peaks is None or layers is None else layer_bounds(layers, peaks)
+        row = contestant_row(one, baseline, bounds, why)
+        row["error"] = one.error
+        row |= _answers_row(found, one.contestant, manifest, judged)
+        rows.append(row)
+    for row in rows:
+        if row["waterfall"] is not None:
+            row["waterfall"]["file"] = _describe_file(found.file)
+        if row["duty_cycle"] is not None:
+            row["duty_cycle"]["idle_s"] = suite.idle_seconds
+    max_drop = manifest.max_drop if suite.max_drop is None else suite.max_drop
+    layers, _ = graphs(found.collected[0].contestant)
+    height, width, channels = (manifest.image.height, manifest.image.width, manifest.image.channels)
+    data = None
+    if found.answers is not None:
+        data = {
+            "source": found.answers.source,
+            "images": len(found.answers.split),
+            "sha256": found.answers.split.digest(),
+            "reference": found.answers.reference,
+        }
+    return {
+        "name": manifest.name,
+        "weights": manifest.model.get("weights"),
+        "labels": list(manifest.labels),
+        "image": manifest.image.to_dict(),
+        "layout": f"{manifest.input} NHWC [N, {height}, {width}, {channels}]",
+        "macs": None if layers is None else sum(layer.macs for layer in layers),
+        "max_drop": max_drop,
+        "data": data,
+        "baseline": None if baseline is None else baseline.contestant.name,
+        "contestants": rows,
+        "left_out": [{"name": name, "why": why} for name, why in found.left_out],
+        "examples": None
+        if found.answers is None
+        else examples(found.answers, rows, manifest.labels, manifest.image),
+        "pick": pick(rows, bundle=str(found.entry.bundle), max_drop=max_drop, judged=judged),
+    }
+
+
+def _answers_row(
+    found: _Measured, who: Contestant, manifest: Manifest, judged: bool
+) -> dict[str, Any]:
+    """Return a contestant's accuracy: measured here, or as the export recorded it."""
+    nothing: dict[str, Any] = {
+        "accuracy": None,
+        "right": None,
+        "confusion": None,
+        "confused": [],
+        "flips": [],
+    }
+    if found.answers is not None and who.name in found.answers.found:
+        note = f"measured here, against {found.answers.reference}"
+        if not judged:
+            note += "; the weights are random, so it means nothing"
+        described = describe(found.answers, who.name, manifest.labels)
+        return {**described, "accuracy_note": note}
+    if who.runtime == "cpu" and judged:
+        recorded = manifest.variant(who.variant).accuracy
+        if recorded is not None:
+            note = "as recorded at export, on ONNX Runtime"
+            return {**nothing, "accuracy": dict(recorded), "accuracy_note": note}
+    if who.runtime == "keras" and judged and manifest.reference.get("top1") is not None:
+        return {**nothing, "accuracy_note": "the reference itself"}
+    return {**nothing, "accuracy_note": None}
+
+
+def _graphs(bundle: Bundle) -> Callable[[Contestant], tuple[Any, str | None]]:
+    """Return what tells a contestant's layers, or why they are not known."""
+    try:
+        import onnx_ir as ir
+
+        from cnnedge.graph.precision import weighted_layers
+    except ImportError:
+        return lambda who: (None, 'layers are read with pip install "cnnedge[export]"')
+    known: dict[str, Any] = {}
+
+    def layers(who: Contestant) -> tuple[Any, str | None]:
+        name = who.layers_of
+        if name is None:
+            return None, "its layers are not known"
+        if name not in known:
+            try:
+                variant = bundle.manifest.variant(name)
+            except BundleError as error:
+                return None, str(error)
+            known[name] = weighted_layers(ir.load(bundle.path(variant.file)))
+        return known[name], None
+
+    return layers
+
+
+def _describe_file(path: Path) -> dict[str, Any]:
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        return {
+            "name": path.name,
+            "format": picture.format,
+            "width": picture.width,
+            "height": picture.height,
+            "bytes": path.stat().st_size,
+        }

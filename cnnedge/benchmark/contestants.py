@@ -1,0 +1,363 @@
+"""Who takes part: each variant of a bundle on each runtime that runs it, Keras, and the peers.
+
+A runtime is a function by import string, `Opener`, so that the process that measures it is the only
+one that imports it, and so that a user's own takes part by its name alone:
+``--runtime cpu,mypackage.mymodule:open_model``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from cnnedge.benchmark.suite import ModelEntry, Suite
+from cnnedge.bundle import Bundle, Manifest, Variant
+from cnnedge.errors import BackendError, CnnEdgeError, DataError, MissingExtraError, ModelError
+from cnnedge.machine import this_machine
+from cnnedge.runtime import RUNTIMES as BUNDLE_RUNTIMES
+from cnnedge.runtime import RunSettings, runs_on, usable_variants
+
+
+class Runner(Protocol):
+    """A loaded model. What else it may have is used where it is there.
+
+    ``provider``: what really runs it. ``staged(batch)``: a call by part, `result.Staged`.
+    ``timed(batch)``: the same on a GPU, `result.GpuTimes`. ``layer_times(batch, calls)``: mean
+    seconds of each node.
+    """
+
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        """Return probabilities float32 ``[N, classes]`` of uint8 images ``[N, H, W, C]``."""
+
+
+class Opener(Protocol):
+    """Loads a model: what an import string names."""
+
+    def __call__(self, model: str, *, threads: int | None, **options: Any) -> Runner:
+        """Return the loaded model.
+
+        Args:
+            model: A file; for a runtime given by import string, the ONNX file of a variant.
+            threads: How many threads of the CPU a call may use; None lets the runtime decide.
+            **options: What `Contestant.options` has.
+        """
+
+
+RUNTIMES = {
+    **BUNDLE_RUNTIMES,
+    "keras": "Keras, as one tf.function",
+    "litert": "LiteRT with XNNPACK, by its own converter",
+}
+PEERS = frozenset({"openvino", "litert"})
+_TITLES = {
+    "cpu": "ONNX Runtime",
+    "cuda": "ORT CUDA",
+    "ort-tensorrt": "ORT TensorRT",
+    "ort-rtx": "ORT TensorRT-RTX",
+    "tensorrt": "TensorRT",
+    "rtx": "TensorRT-RTX",
+    "openvino": "OpenVINO",
+    "litert": "LiteRT",
+}
+_PROFILERS = {
+    "cpu": "cnnedge.benchmark.openers:profile_onnxruntime",
+    "openvino": "cnnedge.benchmark.openers:profile_openvino",
+}
+_NOT_RUN = {
+    "cpu": lambda variant: "written for TensorRT: on a CPU its speed would be emulation",
+    "openvino": lambda variant: (
+        "written for TensorRT: on a CPU its speed would be emulation"
+        if variant.target == "trt"
+        else "computed in FP32 there"
+        if variant.precision == "fp16"
+        else "stored for ONNX Runtime alone"
+    ),
+}
+_EXTRAS = {
+    "cpu": ("onnxruntime", "cpu"),
+    "openvino": ("openvino", "openvino"),
+    "litert": ("ai_edge_litert", "litert"),
+}
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One model on one runtime, as the process that measures it is told.
+
+    Attributes:
+        name: "int8@cpu", "keras".
+        title: What a table calls it.
+        runtime: A name in `RUNTIMES`, or an import string.
+        variant: The bundle's variant, or what was converted.
+        precision: "fp32", "bf16", "fp16", "int8" …
+        opener: The import string of an `Opener`.
+        model: The file it loads.
+        options: What else the opener takes; JSON-able.
+        imports: Modules that an app of this runtime imports before it loads a model.
+        bytes: The model's size.
+        layers_of: The variant whose graph tells its layers.
+        profiler: The import string of what times its layers; None: the runtime does not tell.
+    """
+
+    name: str
+    title: str
+    runtime: str
+    variant: str
+    precision: str
+    opener: str
+    model: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    imports: tuple[str, ...] = ()
+    bytes: int = 0
+    layers_of: str | None = None
+    profiler: str | None = None
+
+    @property
+    def peer(self) -> bool:
+        """Whether its runtime is another tool's."""
+        return self.runtime in PEERS or ":" in self.runtime
+
+
+@dataclass(frozen=True)
+class Field:
+    """Who takes part, and who does not and why not.
+
+    Attributes:
+        contestants: In the order of the tables; the first is the baseline.
+        left_out: Names and reasons.
+    """
+
+    contestants: tuple[Contestant, ...]
+    left_out: tuple[tuple[str, str], ...]
+
+
+def installed_runtimes() -> tuple[str, ...]:
+    """Return the CPU's runtimes that are installed here, ours first."""
+    there = [name for name, (package, _) in _EXTRAS.items() if find_spec(package) is not None]
+    return tuple(dict.fromkeys(["cpu", *there]))
+
+
+def enter(bundle: Bundle, entry: ModelEntry, suite: Suite, converted: Mapping[str, Path]) -> Field:
+    """Return who takes part for one bundle.
+
+    Args:
+        bundle: The bundle.
+        entry: Its reference and data.
+        suite: The runtimes asked for.
+        converted: LiteRT files by precision, or nothing where none could be made.
+
+    Raises:
+        BackendError: a runtime was asked for that there is not.
+    """
+    found: list[Contestant] = []
+    left_out: list[tuple[str, str]] = []
+    for runtime in _runtimes(entry, suite):
+        try:
+            if runtime == "keras":
+                found += [_keras(bundle.manifest, entry)]
+            elif runtime == "litert":
+                _require(runtime)
+                found += _litert(bundle, converted)
+            elif ":" in runtime:
+                found += _by_import_string(bundle, runtime)
+            else:
+                found += _of_the_bundle(bundle, runtime, left_out)
+        except CnnEdgeError as error:
+            left_out.append((runtime, str(error)))
+        if runtime == "openvino" and find_spec("openvino") is not None:
+            try:
+                found.append(_bfloat16(bundle))
+            except CnnEdgeError as error:
+                left_out.append(("bf16@openvino", str(error)))
+    return Field(tuple(found), tuple(left_out))
+
+
+def _runtimes(entry: ModelEntry, suite: Suite) -> list[str]:
+    """Return the runtimes asked for, Keras first where there is a reference."""
+    asked = list(dict.fromkeys(suite.runtimes))
+    for runtime in asked:
+        if runtime not in RUNTIMES and ":" not in runtime:
+            raise BackendError(
+                f"there is no runtime {runtime!r}",
+                fix=f"choose of {', '.join(RUNTIMES)}, or give an import string package:function",
+            )
+    if entry.reference is not None or "keras" in asked:
+        asked = ["keras", *(name for name in asked if name != "keras")]
+    return asked
+
+
+def _require(runtime: str) -> None:
+    if runtime not in _EXTRAS:
+        return
+    package, extra = _EXTRAS[runtime]
+    if find_spec(package) is None:
+        raise MissingExtraError(package, extra, purpose=f"the runtime {runtime}")
+
+
+def _keras(manifest: Manifest, entry: ModelEntry) -> Contestant:
+    if entry.reference is None:
+        raise ModelError("Keras needs the model itself", fix="pass --reference F.keras")
+    if not entry.reference.is_file():
+        raise ModelError(f"no model file {entry.reference}", fix="check the path")
+    if find_spec("tensorflow") is None:
+        raise MissingExtraError("tensorflow", "export", purpose="the Keras reference")
+    return Contestant(
+        "keras",
+        "Keras",
+        "keras",
+        "keras",
+        "fp32",
+        "cnnedge.backends.keras:open_reference",
+        str(entry.reference),
+        {"normalization": manifest.normalization, "emits": manifest.model.get("emits")},
+        ("cnnedge.backends.keras", "PIL.Image"),
+        int(manifest.reference.get("bytes", 0)),
+        layers_of="fp32",
+    )
+
+
+def _litert(bundle: Bundle, converted: Mapping[str, Path]) -> list[Contestant]:
+    if not converted:
+        raise ModelError(
+            "LiteRT has its own converter, which needs the Keras model",
+            fix="pass --reference F.keras (and --data for INT8)",
+        )
+    return [
+        Contestant(
+            f"{precision}@litert",
+            f"LiteRT {precision.upper()}",
+            "litert",
+            precision,
+            precision,
+            "cnnedge.backends.litert:open_litert",
+            str(file),
+            {"normalization": bundle.manifest.normalization},
+            ("cnnedge.backends.litert", "ai_edge_litert.interpreter", "PIL.Image"),
+            file.stat().st_size,
+            layers_of=precision,
+        )
+        for precision, file in converted.items()
+    ]
+
+
+def _bfloat16(bundle: Bundle) -> Contestant:
+    """FP32 computed in bfloat16, which OpenVINO does on CPUs that have it."""
+    if not {"avx512_bf16", "amx_bf16"} & set(this_machine().isa):
+        raise BackendError("this CPU has no bfloat16 arithmetic")
+    manifest = bundle.manifest
+    fp32 = manifest.variant("fp32")
+    return Contestant(
+        "bf16@openvino",
+        "OpenVINO BF16",
+        "openvino",
+        "fp32",
+        "bf16",
+        "cnnedge.benchmark.openers:open_bfloat16",
+        str(bundle.path(fp32.file).resolve()),
+        {"normalization": manifest.normalization if manifest.input == "float32" else None},
+        ("cnnedge.backends.openvino", "PIL.Image"),
+        fp32.bytes,
+        layers_of="fp32",
+    )
+
+
+def _by_import_string(bundle: Bundle, runtime: str) -> list[Contestant]:
+    module = runtime.split(":", 1)[0]
+    return [
+        Contestant(
+            f"{variant.name}@{runtime}",
+            f"{runtime} {variant.name.upper()}",
+            runtime,
+            variant.name,
+            variant.precision,
+            runtime,
+            str(bundle.path(variant.file).resolve()),
+            {},
+            (module,),
+            variant.bytes,
+            layers_of=variant.name,
+        )
+        for variant in bundle.manifest.variants
+        if variant.target != "trt"
+    ]
+
+
+def _of_the_bundle(
+    bundle: Bundle, runtime: str, left_out: list[tuple[str, str]]
+) -> list[Contestant]:
+    _require(runtime)
+    usable = usable_variants(bundle, RunSettings(runtime))
+    fit: list[Variant] = []
+    for variant in bundle.manifest.variants:
+        if not runs_on(variant, runtime):
+            if runtime in _NOT_RUN:
+                left_out.append((f"{variant.name}@{runtime}", _NOT_RUN[runtime](variant)))
+            continue
+        if usable is not None and variant.name not in usable:
+            left_out.append((f"{variant.name}@{runtime}", "no plan of it fits this machine"))
+            continue
+        fit.append(variant)
+    if not fit:
+        raise BackendError(f"nothing in {bundle.root} runs on {runtime}")
+    backend = "tensorrt" if RunSettings(runtime).runs_plans else "onnxruntime"
+    backend = "openvino" if runtime == "openvino" else backend
+    return [
+        Contestant(
+            f"{variant.name}@{runtime}",
+            f"{_TITLES[runtime]} {variant.name.upper()}",
+            runtime,
+            variant.name,
+            variant.precision,
+            "cnnedge.benchmark.openers:open_from_bundle",
+            str(bundle.root.resolve()),
+            {"variant": variant.name, "runtime": runtime},
+            (f"cnnedge.backends.{backend}", "PIL.Image"),
+            variant.bytes,
+            layers_of=variant.name,
+            profiler=_PROFILERS.get(runtime),
+        )
+        for variant in fit
+    ]
+
+
+def litert_jobs(
+    bundle: Bundle, entry: ModelEntry, suite: Suite, scratch: Path, images: Path | None
+) -> list[tuple[str, list[Any]]]:
+    """Return which LiteRT files to make: the precision, and the arguments of `convert_litert`.
+
+    INT8 needs calibration images; without data there are none.
+    """
+    if "litert" not in suite.runtimes or entry.reference is None:
+        return []
+    if find_spec("ai_edge_litert") is None or find_spec("tensorflow") is None:
+        return []
+    kept = [v.precision for v in bundle.manifest.variants if v.target != "trt"]
+    wanted = [p for p in ("fp32", "int8") if p in kept and (p == "fp32" or images is not None)]
+    return [
+        (
+            precision,
+            [
+                *(str(entry.reference), str(scratch / f"litert.{precision}.tflite"), precision),
+                *(bundle.manifest.normalization, *([str(images)] if images else [])),
+            ],
+        )
+        for precision in wanted
+    ]
+
+
+def check_labels(manifest: Manifest, labels: tuple[str, ...], spec: str) -> None:
+    """Refuse data of other classes than the bundle's.
+
+    Raises:
+        DataError: they differ, and the weights are not random.
+    """
+    if labels != manifest.labels and manifest.model.get("weights") != "random":
+        raise DataError(
+            f"the labels of {spec} are not those of {manifest.name}",
+            fix="measure on data with the same classes in the same order",
+        )

@@ -1,0 +1,137 @@
+"""Which contestant to run on this machine, under the accuracy budget, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cnnedge.benchmark.statistics import paired_ratio
+
+_EXTRAS = {"openvino": "openvino", "litert": "litert", "tensorrt": "tensorrt", "rtx": "rtx"}
+
+
+def pick(
+    rows: Sequence[Mapping[str, Any]], *, bundle: str, max_drop: float, judged: bool
+) -> dict[str, Any]:
+    """Return the pick among a model's contestants, as docs/benchmark.md lists it.
+
+    The fastest of those within the budget. Of those that are as fast within noise, one that
+    `cnnedge.load` runs by default is taken before another tool's, then the smaller drop, then the
+    smaller file: an hour of measuring is no reason for one more dependency.
+
+    Args:
+        rows: The contestants' rows.
+        bundle: What the bundle is called.
+        max_drop: The budget, in points of top-1.
+        judged: Whether accuracy means anything: not with random weights.
+    """
+    timed = [row for row in rows if row.get("single_stream")]
+    reasons = {row["name"]: outside(row, max_drop) if judged else None for row in timed}
+    fit = [row for row in timed if reasons[row["name"]] is None]
+    if not fit:
+        return {
+            "name": None,
+            "title": None,
+            "why": "nobody was measured within the accuracy budget",
+            "how": None,
+            "runners_up": [_runner_up(row, reasons[row["name"]] or "") for row in timed],
+        }
+    fastest = min(fit, key=lambda row: row["single_stream"]["p50_ms"])
+    ratios = {row["name"]: _ratio(fastest, row) for row in fit}
+    tied = [row for row in fit if row is fastest or ratios[row["name"]][1] <= 1.0]
+    chosen = min(tied, key=_preference)
+    others = sorted(
+        (row for row in timed if row is not chosen), key=lambda row: row["single_stream"]["p50_ms"]
+    )
+    return {
+        "name": chosen["name"],
+        "title": chosen["title"],
+        "why": _why(chosen, fastest, tied, max_drop, judged),
+        "how": how(chosen, bundle),
+        "runners_up": [
+            _runner_up(row, reasons[row["name"]] or _slower(chosen, row)) for row in others
+        ],
+    }
+
+
+def outside(row: Mapping[str, Any], max_drop: float) -> str | None:
+    """Return why a contestant is outside the accuracy budget; None: it is within."""
+    accuracy = row.get("accuracy")
+    if accuracy is None:
+        return "its accuracy was not measured here: pass --data"
+    if accuracy["drop_points"] > max_drop:
+        low, high = accuracy["drop_interval_points"]
+        return (
+            f"top-1 drops {accuracy['drop_points']:+.2f} points [{low:+.2f}, {high:+.2f}], more "
+            f"than the {max_drop:g} allowed"
+        )
+    return None
+
+
+def how(row: Mapping[str, Any], bundle: str) -> str:
+    """Return how an app runs a contestant."""
+    runtime, variant = row["runtime"], row["variant"]
+    if runtime == "keras":
+        return "keras.saving.load_model(…), as a tf.function"
+    if runtime == "litert":
+        return 'pip install "cnnedge[litert]"; cnnedge.backends.litert.convert_litert, open_litert'
+    if ":" in runtime:
+        return f"{runtime} on {bundle}/model.{variant}.onnx"
+    if row["precision"] == "bf16":
+        return f'OpenVINO on {bundle}/model.{variant}.onnx, INFERENCE_PRECISION_HINT "bf16"'
+    call = f'cnnedge.load("{bundle}", variant="{variant}"'
+    call += ")" if runtime == "cpu" else f', runtime="{runtime}")'
+    return f'pip install "cnnedge[{_EXTRAS[runtime]}]"; {call}' if runtime in _EXTRAS else call
+
+
+def _preference(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    drop = (row.get("accuracy") or {}).get("drop_points", 0.0)
+    return row["peer"] or row["runtime"] == "keras", drop, row["bytes"]
+
+
+def _ratio(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Return how many times faster ours is, and the interval."""
+    return paired_ratio(ours["single_stream"]["samples_ms"], theirs["single_stream"]["samples_ms"])
+
+
+def _why(
+    chosen: Mapping[str, Any],
+    fastest: Mapping[str, Any],
+    tied: Sequence[Mapping[str, Any]],
+    max_drop: float,
+    judged: bool,
+) -> str:
+    found = f"{chosen['single_stream']['p50_ms']:.2f} ms"
+    against = chosen["single_stream"].get("against")
+    if against and against["name"] != chosen["name"]:
+        low, high = against["interval"]
+        found += f", {against['ratio']:.2f}× [{low:.2f}, {high:.2f}] as fast as {against['name']}"
+    found = f"the fastest within the budget: {found}" if chosen is fastest else f"{found}"
+    accuracy = chosen.get("accuracy")
+    if not judged:
+        found += "; its accuracy was not judged, since the weights are random"
+    elif accuracy:
+        low, high = accuracy["drop_interval_points"]
+        found += (
+            f"; top-1 drops {accuracy['drop_points']:+.2f} points [{low:+.2f}, {high:+.2f}] "
+            f"of {max_drop:g} allowed"
+        )
+        if high > max_drop:
+            found += f", unproven on {accuracy['n']} images"
+    equals = [row["title"] for row in tied if row is not chosen]
+    if equals:
+        found += f"; {', '.join(equals)} may be as fast"
+    if not chosen["single_stream"]["stable"]:
+        found += f"; unstable: {'; '.join(chosen['single_stream']['notes'])}"
+    return found
+
+
+def _slower(chosen: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    ratio, low, high = _ratio(chosen, row)
+    if low <= 1.0:
+        return f"may be as fast: takes {ratio:.2f}× [{low:.2f}, {high:.2f}] the time"
+    return f"takes {ratio:.2f}× [{low:.2f}, {high:.2f}] the time"
+
+
+def _runner_up(row: Mapping[str, Any], why: str) -> dict[str, Any]:
+    return {"name": row["name"], "title": row["title"], "why": why}

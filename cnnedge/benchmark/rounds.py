@@ -1,0 +1,368 @@
+"""Rounds of new processes, in each of which the contestants take turns in blocks."""
+
+from __future__ import annotations
+
+import random
+import statistics as stats
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnnedge.benchmark.contestants import Contestant
+from cnnedge.benchmark.environment import read_sensors
+from cnnedge.benchmark.process import Link, Process
+from cnnedge.benchmark.statistics import RESAMPLES, block_medians, flatten
+from cnnedge.benchmark.suite import Suite
+from cnnedge.errors import BackendError
+from cnnedge.progress import Progress, silent
+from cnnedge.result import FEWEST_SAMPLES, GpuTimes
+
+BLOCKS = 4  # of each contestant in a round
+SWEEPS = 2  # turns of each in the other scenarios
+TURN_SECONDS = 0.3  # of one in those
+IDLE_TIMES = 6  # pauses of `duty-cycle`
+PROFILE_CALLS = 15
+SUSTAINED_WINDOW = 5.0  # seconds
+ENOUGH = 0.01  # the medians' 95 % intervals are within this share: single-stream may end early
+
+
+@dataclass
+class Collected:
+    """What one contestant has shown so far; seconds throughout.
+
+    Attributes:
+        contestant: Who.
+        opened: What opening told, by round.
+        rounds: Single-stream samples, ``[round][block][call]``.
+        warm_ups: What each round's warm-up told.
+        gpu: The same calls by part, where they ran on a GPU that tells.
+        offline: Samples by batch size.
+        clients: Samples and elapsed seconds by number of clients, a turn each.
+        server: Likewise by load, with the offered rate.
+        idle: First calls after a pause.
+        sustained: Windows.
+        stages: Samples by stage of the waterfall; ``whole``, ``app``: of all of it.
+        layers: Mean seconds by node.
+        memory: What the process told of it, by round.
+        notes: Why a scenario is missing, by its name.
+        error: Why there is nothing more, or None.
+    """
+
+    contestant: Contestant
+    opened: list[Mapping[str, Any]] = field(default_factory=list)
+    rounds: list[list[list[float]]] = field(default_factory=list)
+    warm_ups: list[Mapping[str, Any]] = field(default_factory=list)
+    gpu: list[GpuTimes] = field(default_factory=list)
+    offline: dict[int, list[float]] = field(default_factory=dict)
+    clients: dict[int, list[Mapping[str, Any]]] = field(default_factory=dict)
+    server: dict[float, dict[str, Any]] = field(default_factory=dict)
+    idle: list[float] = field(default_factory=list)
+    sustained: list[dict[str, Any]] = field(default_factory=list)
+    stages: dict[str, list[float]] = field(default_factory=dict)
+    whole: list[float] = field(default_factory=list)
+    app: list[float] = field(default_factory=list)
+    layers: dict[str, float] = field(default_factory=dict)
+    memory: list[Mapping[str, Any]] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
+    error: str | None = None
+
+    @property
+    def median(self) -> float:
+        """The median of all single-stream samples."""
+        return float(np.median(flatten(self.rounds)))
+
+
+Start = Callable[[Contestant], Any]  # → a Link that has `opened`
+
+
+@dataclass(frozen=True)
+class Target:
+    """What all contestants of one bundle are given.
+
+    Attributes:
+        bundle: The bundle's folder.
+        shape: Height, width and channels of the images.
+        image: The image contract.
+        labels: The classes.
+        file: The image file of the waterfall.
+    """
+
+    bundle: Path
+    shape: tuple[int, int, int]
+    image: Mapping[str, Any]
+    labels: tuple[str, ...]
+    file: Path
+
+
+def hold_rounds(
+    contestants: Sequence[Contestant],
+    target: Target,
+    suite: Suite,
+    *,
+    start: Start | None = None,
+    before_a_round: Callable[[], object] = lambda: None,
+    at_the_end: Callable[[Mapping[str, Link]], None] | None = None,
+    progress: Progress = silent,
+) -> list[Collected]:
+    """Measure all contestants of one bundle.
+
+    Args:
+        contestants: Who takes part.
+        target: What they are given.
+        suite: What to measure, and for how long.
+        start: Starts a contestant; None: in a process of its own.
+        before_a_round: Called before each round, when nobody runs.
+        at_the_end: Called with everybody who is still alive, by name, before the last round ends.
+        progress: Told how many steps are done.
+    """
+
+    def in_a_process(contestant: Contestant) -> Any:
+        return Process.hold(contestant, target.shape, suite.threads)
+
+    every = [Collected(contestant) for contestant in contestants]
+    shuffled = random.Random(suite.seed)
+    steps = _Steps(suite, progress)
+    for number in range(suite.rounds):
+        before_a_round()
+        with _alive(every, start or in_a_process, shuffled, steps) as links:
+            _single_stream(every, links, suite, shuffled, steps)
+            for one in _running(every, links):  # before profiles and the like load it again
+                one.memory.append(_ask(one, links, "memory", "memory") or {})
+            if number == suite.rounds - 1:
+                _other_scenarios(every, links, target, suite, shuffled, steps)
+                if at_the_end is not None:
+                    at_the_end(
+                        {
+                            one.contestant.name: links[one.contestant.name]
+                            for one in _running(every, links)
+                        }
+                    )
+    return every
+
+
+class _Steps:
+    """Counts what is done, for the progress bar."""
+
+    def __init__(self, suite: Suite, progress: Progress) -> None:
+        self._progress, self._done = progress, 0
+        others = [s for s in suite.scenarios if s not in {"single-stream", "cold-start"}]
+        self._total = suite.rounds * (1 + BLOCKS) + len(others)
+
+    def __call__(self) -> None:
+        self._done += 1
+        self._progress("benchmark", min(self._done, self._total), self._total)
+
+
+@contextmanager
+def _alive(
+    every: list[Collected], start: Start, shuffled: random.Random, steps: _Steps
+) -> Iterator[dict[str, Link]]:
+    """Start everybody, one after the other, so that each starts alone."""
+    links: dict[str, Link] = {}
+    order = [one for one in every if one.error is None]
+    shuffled.shuffle(order)
+    try:
+        for one in order:
+            try:
+                link = start(one.contestant)
+            except BackendError as error:
+                one.error = str(error).removeprefix(f"{one.contestant.name}: ")
+                continue
+            links[one.contestant.name] = link
+            one.opened.append(link.opened)
+        steps()
+        yield links
+    finally:
+        for link in links.values():
+            link.close()
+
+
+def _running(every: list[Collected], links: Mapping[str, Link]) -> list[Collected]:
+    return [one for one in every if one.contestant.name in links and one.error is None]
+
+
+def _ask(
+    one: Collected, links: Mapping[str, Link], scenario: str, do: str, **arguments: Any
+) -> dict[str, Any] | None:
+    """Ask for something; where it fails, note why under the scenario, and return None."""
+    if scenario in one.notes or one.error is not None:
+        return None
+    name = one.contestant.name
+    try:
+        return links[name].ask(do, **arguments)
+    except BackendError as error:
+        why = str(error).removeprefix(f"{name}: ")
+        one.notes[scenario] = why
+        if "its process was" in why or "did not answer" in why:
+            one.error = f"{scenario}: {why}"
+        return None
+
+
+def _single_stream(
+    every: list[Collected],
+    links: Mapping[str, Link],
+    suite: Suite,
+    shuffled: random.Random,
+    steps: _Steps,
+) -> None:
+    running = _running(every, links)
+    for one in running:
+        one.warm_ups.append(_ask(one, links, "warm-up", "warm_up", batch=suite.batch) or {})
+        one.rounds.append([])
+    seconds = suite.seconds / (suite.rounds * BLOCKS * max(len(running), 1))
+    for _ in range(BLOCKS):
+        steps()
+        if len(every[0].rounds) > 1 and all(map(_known_well, _running(every, links))):
+            continue
+        for one in _shuffled(_running(every, links), shuffled):
+            found = _ask(one, links, "single-stream", "block", seconds=seconds, batch=suite.batch)
+            if found is not None:
+                one.rounds[-1].append(found["samples"])
+                one.gpu += [GpuTimes(**parts) for parts in found.get("gpu", ())]
+
+
+def _known_well(one: Collected) -> bool:
+    """Whether more samples would hardly tell more: enough for a p99, and a median that is known."""
+    medians = np.concatenate(block_medians(one.rounds) or [np.zeros(0)])
+    if len(flatten(one.rounds)) < FEWEST_SAMPLES[99] or len(medians) < BLOCKS:
+        return False
+    picks = np.random.default_rng(0).integers(0, len(medians), (RESAMPLES // 4, len(medians)))
+    low, high = np.percentile(np.median(medians[picks], axis=1), [2.5, 97.5])
+    return bool(high - low <= 2 * ENOUGH * np.median(medians))
+
+
+def _other_scenarios(
+    every: list[Collected],
+    links: Mapping[str, Link],
+    target: Target,
+    suite: Suite,
+    shuffled: random.Random,
+    steps: _Steps,
+) -> None:
+    for scenario in suite.scenarios:
+        measure = _SCENARIOS.get(scenario)
+        if measure is not None:
+            measure(every, links, target, suite, shuffled)
+            steps()
+
+
+def _turns(
+    every: list[Collected], links: Mapping[str, Link], shuffled: random.Random
+) -> Iterator[Collected]:
+    for _ in range(SWEEPS):
+        yield from _shuffled(_running(every, links), shuffled)
+
+
+def _offline(every: Any, links: Any, target: Target, suite: Suite, shuffled: Any) -> None:
+    for batch in suite.batches:
+        for one in _turns(every, links, shuffled):
+            asked = {"seconds": TURN_SECONDS, "batch": batch, "calls": 2}
+            found = _ask(one, links, "offline", "block", **asked)
+            if found is not None:
+                one.offline.setdefault(batch, []).extend(found["samples"])
+
+
+def _multi_stream(every: Any, links: Any, target: Target, suite: Suite, shuffled: Any) -> None:
+    for count in suite.clients:
+        for one in _turns(every, links, shuffled):
+            found = _ask(one, links, "multi-stream", "clients", count=count, seconds=TURN_SECONDS)
+            if found is not None:
+                one.clients.setdefault(count, []).append(found)
+
+
+def _server(every: Any, links: Any, target: Target, suite: Suite, shuffled: Any) -> None:
+    """Arrivals at shares of what each itself gets through, so that every load can be borne."""
+    for load in suite.loads:
+        for one in _shuffled(_running(every, links), shuffled):
+            rate = load / one.median
+            seconds = max(2.0, FEWEST_SAMPLES[90] / rate)
+            asked = {"rate": rate, "seconds": seconds, "seed": suite.seed}
+            found = _ask(one, links, "server", "server", **asked)
+            if found is not None:
+                one.server[load] = {"rate": rate, **found}
+
+
+def _waterfall(every: Any, links: Any, target: Target, suite: Suite, shuffled: Any) -> None:
+    for one in _turns(every, links, shuffled):
+        found = _ask(
+            one,
+            links,
+            "waterfall",
+            "waterfall",
+            file=str(target.file),
+            contract=target.image,
+            labels=list(target.labels),
+            seconds=TURN_SECONDS,
+        )
+        if found is None:
+            continue
+        for name, samples in found["stages"].items():
+            one.stages.setdefault(name, []).extend(samples)
+        one.whole += found["whole"]
+        if "runtime" in one.contestant.options:  # an app would run it by `cnnedge.load`
+            asked = {"bundle": str(target.bundle), "file": str(target.file)}
+            found = _ask(one, links, "app", "app", seconds=TURN_SECONDS, **asked)
+            one.app += [] if found is None else found["samples"]
+
+
+def _layers(every: Any, links: Any, target: Target, suite: Suite, shuffled: Any) -> None:
+    for one in _running(every, links):
+        if one.contestant.profiler is None:
+            one.notes["layers"] = "this runtime does not tell"
+            continue
+        asked = {"calls": PROFILE_CALLS, "shape": list(target.shape)}
+        one.layers = _ask(one, links, "layers", "profile", **asked) or {}
+
+
+def _duty_cycle(every: Any, links: Any, target: Target, suite: Suite, shuffled: Any) -> None:
+    for one in _turns(every, links, shuffled):
+        asked = {"idle": suite.idle_seconds, "times": IDLE_TIMES // SWEEPS}
+        found = _ask(one, links, "duty-cycle", "after_idling", **asked)
+        one.idle += [] if found is None else found["samples"]
+
+
+def _sustained(every: Any, links: Any, target: Target, suite: Suite, shuffled: Any) -> None:
+    window = min(SUSTAINED_WINDOW, suite.sustained_seconds / 4)
+    for one in _running(every, links):
+        spent = 0.0
+        while spent < suite.sustained_seconds:
+            before = read_sensors()
+            found = _ask(one, links, "sustained", "block", seconds=window, batch=suite.batch)
+            if found is None:
+                break
+            after, samples = read_sensors(), found["samples"]
+            events = None
+            if before.throttled is not None and after.throttled is not None:
+                events = after.throttled - before.throttled
+            one.sustained.append(
+                {
+                    "at": spent,
+                    "n": len(samples),
+                    "p50": stats.median(samples),
+                    "clock_mhz": after.clock_mhz,
+                    "temperature_c": after.temperature_c,
+                    "throttled": events,
+                }
+            )
+            spent += sum(samples)
+
+
+_SCENARIOS = {
+    "offline": _offline,
+    "multi-stream": _multi_stream,
+    "server": _server,
+    "waterfall": _waterfall,
+    "layers": _layers,
+    "duty-cycle": _duty_cycle,
+    "sustained": _sustained,
+}
+
+
+def _shuffled(ones: list[Collected], shuffled: random.Random) -> list[Collected]:
+    order = list(ones)
+    shuffled.shuffle(order)
+    return order

@@ -1,0 +1,327 @@
+"""`cnnedge bench` as a user types it, with real runtimes in processes of their own."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from cnnedge.cli import main
+
+ROOT = Path(__file__).parents[2]
+BRIEF = ("--seconds", 0.5, "--rounds", 1, "--batches", "1,4")
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def error_of(result, code=1):
+    assert result.exit_code == code, (result.output, result.exception)
+    assert "Traceback" not in result.output
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    return line
+
+
+@pytest.fixture(scope="module")
+def everything(toy_bundle, toy_file, tmp_path_factory):
+    """One run of every scenario on every runtime of the CPU, and the files it wrote."""
+    folder = tmp_path_factory.mktemp("bench")
+    suite = folder / "all.toml"
+    suite.write_text(
+        'runtimes = ["cpu", "openvino", "litert"]\n'
+        'scenarios = ["single-stream", "offline", "multi-stream", "server", "cold-start", '
+        '"waterfall", "layers", "duty-cycle", "sustained"]\n'
+        "seconds = 2\nrounds = 2\nbatches = [1, 4]\nclients = [1, 2]\nloads = [0.5]\n"
+        "sustained_seconds = 0.4\nidle_seconds = 0.05\ntest_images = 60\n"
+        f"[[model]]\nbundle = '{toy_bundle.root}'\nreference = '{toy_file}'\ndata = 'digits'\n"
+    )
+    out = {name: folder / f"bench.{name}" for name in ("html", "csv", "md", "json")}
+    result = run(
+        *("bench", suite, "--html", out["html"], "--csv", out["csv"], "--markdown", out["md"]),
+        *("-o", out["json"]),
+    )
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result, json.loads(out["json"].read_text()), out
+
+
+def rows_of(everything):
+    (model,) = everything[1]["models"]
+    return {row["name"]: row for row in model["contestants"]}
+
+
+def test_everybody_takes_part(everything):
+    rows = rows_of(everything)
+    assert (
+        list(rows)
+        == [
+            *("keras", "fp32@cpu", "fp16@cpu", "int8@cpu"),
+            *("fp32@openvino", "int8@openvino", "fp32@litert", "int8@litert"),
+        ]
+        or "bf16@openvino" in rows
+    )
+    (model,) = everything[1]["models"]
+    left_out = {left["name"]: left["why"] for left in model["left_out"]}
+    assert "TensorRT" in left_out["int8-trt@cpu"]
+    for row in rows.values():
+        assert row["error"] is None
+        assert row["provider"]
+        assert row["bytes"] > 1000
+        single = row["single_stream"]
+        assert len(single["samples_ms"]) == 2
+        assert single["n"] == sum(len(b) for r in single["samples_ms"] for b in r)
+        assert single["p50_ms"] > 0
+        assert row["memory"]["peak_mib"] > row["memory"]["before_mib"] > 10
+        assert row["peer"] == (row["runtime"] in {"openvino", "litert"})
+    assert rows["keras"]["provider"].startswith("TensorFlow")
+    assert rows["int8@litert"]["provider"].startswith("LiteRT")
+
+
+def test_every_scenario_has_figures(everything):
+    for name, row in rows_of(everything).items():
+        assert row["notes"].keys() <= {"layers"}, (name, row["notes"])
+        assert [point["batch"] for point in row["offline"]] == [1, 4]
+        assert [point["clients"] for point in row["multi_stream"]] == [1, 2]
+        (point,) = row["server"]
+        assert point["n"] >= 64
+        cold = row["cold_start"]
+        parts = cold["import_ms"] + cold["load_ms"] + cold["first_ms"]
+        assert parts == pytest.approx(cold["total_ms"], rel=0.5)
+        assert len(row["sustained"]["windows"]) >= 4
+        assert len(row["duty_cycle"]["first_ms"]) == 6
+        assert row["duty_cycle"]["idle_s"] == 0.05
+        stages = [stage["name"] for stage in row["waterfall"]["stages"]]
+        assert stages == ["decode", "resize", "copy in", "compute", "copy out", "post"]
+        assert row["waterfall"]["file"]["format"] == "JPEG"
+        assert (row["waterfall"]["app_p50_ms"] is not None) == (name in APPS), name
+        assert bool(row["layers"]) == (name in APPS), name
+        assert 0 < row["roofline"]["fraction"] < 20
+        assert row["roofline"]["bound_ms"] > 0
+
+
+APPS = {"fp32@cpu", "fp16@cpu", "int8@cpu", "fp32@openvino", "int8@openvino"}
+
+
+def test_layers_are_named_as_in_the_model(everything):
+    rows = rows_of(everything)
+    for name in APPS:
+        named = {layer["name"]: layer for layer in rows[name]["layers"]}
+        assert {"conv1", "conv2", "conv3", "fc1", "fc2"} <= set(named), (name, list(named))
+        assert named["conv2"]["macs"] == 16 * 24 * 9 * 16 * 16
+        assert named["conv2"]["fraction"] > 0
+
+
+def test_accuracy_is_of_the_same_images_for_all(everything, toy_bundle, digits):
+    (model,) = everything[1]["models"]
+    assert model["data"]["images"] == 60
+    assert model["data"]["reference"] == "Keras, in this run"
+    rows = rows_of(everything)
+    assert rows["keras"]["accuracy"]["drop_points"] == 0
+    assert rows["keras"]["accuracy"]["max_abs_diff"] == 0
+    assert rows["fp32@openvino"]["accuracy"]["max_abs_diff"] < 1e-4
+    for row in rows.values():
+        assert row["accuracy"]["n"] == 60
+        assert row["accuracy"]["top1"] > 0.8
+        assert np.sum(row["confusion"]) == 60
+        assert row["flipped"] == round(60 * (1 - row["accuracy"]["agreement"]))
+
+
+def test_the_pick_is_one_of_them_and_says_why(everything):
+    result, document, _ = everything
+    (model,) = document["models"]
+    pick = model["pick"]
+    assert pick["name"] in rows_of(everything)
+    assert "top-1 drops" in pick["why"]
+    assert f"pick: {pick['title']}: " in result.stdout
+    named = {other["name"] for other in pick["runners_up"]} | {pick["name"]}
+    assert named == set(rows_of(everything))
+
+
+def test_the_environment_is_in_the_result(everything):
+    _, document, _ = everything
+    env = document["environment"]
+    assert env["machine"]["cpu"]
+    assert env["machine"]["isa"]
+    assert env["threads"] >= 1
+    assert "onnxruntime" in env["tools"]
+    assert set(env["conditions"]) == {
+        *("governor", "clock_mhz", "virtual", "cpu_limit", "load", "steal"),
+    }
+    assert len(document["peaks"]["fp32"]["samples"]) == 2
+    assert document["peaks"]["int8"]["giga_per_second"] > 1
+    assert document["suite"]["name"] == "all"
+
+
+def test_every_field_is_documented(everything):
+    _, document, _ = everything
+    page = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`\.?([a-z0-9_.]+)(?:\[\])?`", page))
+    named |= {part for name in named for part in name.split(".")}
+    (model,) = document["models"]
+    row = rows_of(everything)["int8@cpu"]
+    fields = {*document, *model, *row, *row["single_stream"], *row["waterfall"], *row["memory"]}
+    fields |= {*row["cold_start"], *row["sustained"], *row["duty_cycle"], *row["roofline"]}
+    fields |= {*row["offline"][0], *row["multi_stream"][0], *row["server"][0], *row["layers"][0]}
+    fields |= {*row["sustained"]["windows"][0], *model["pick"], *document["peaks"]["fp32"]}
+    fields |= {*document["environment"], *document["environment"]["conditions"]}
+    assert sorted(fields - named) == []
+
+
+def test_tables_of_every_kind(everything):
+    result, document, out = everything
+    for word in ("OpenVINO INT8", "LiteRT FP32", "offline, images/s", "multi-stream", "server"):
+        assert word in result.stdout
+    for word in ("to a label", "after 0.05 s of idling", "sustained", "timed: a call"):
+        assert word in result.stdout
+    markdown = out["md"].read_text()
+    assert "| contestant |" in markdown
+    assert f"**{document['models'][0]['pick']['title']}" in markdown
+    table = list(csv.DictReader(io.StringIO(out["csv"].read_text())))
+    p50 = {
+        r["contestant"]: r["value"]
+        for r in table
+        if (r["scenario"], r["figure"]) == ("single_stream", "p50_ms")
+    }
+    assert float(p50["keras"]) == rows_of(everything)["keras"]["single_stream"]["p50_ms"]
+    scenarios = {r["scenario"] for r in table}
+    assert scenarios >= {"accuracy", "offline", "server", "waterfall", "layers", "sustained"}
+    assert "<html" in out["html"].read_text()
+
+
+def test_a_result_is_shown_and_written_anew(everything, tmp_path):
+    result, _, out = everything
+    again = run("bench", out["json"], "--markdown", tmp_path / "again.md")
+    assert again.exit_code == 0, again.output
+    assert again.stdout == result.stdout
+    assert (tmp_path / "again.md").read_text() == out["md"].read_text()
+
+
+def test_compare(everything, tmp_path):
+    _, document, out = everything
+    same = run("bench", "--compare", out["json"], out["json"])
+    assert same.exit_code == 0, same.output
+    row = next(r for r in document["models"][0]["contestants"] if r["name"] == "int8@cpu")
+    row["single_stream"]["samples_ms"] = [
+        [[3 * s for s in block] for block in r] for r in row["single_stream"]["samples_ms"]
+    ]
+    slower = tmp_path / "slower.json"
+    slower.write_text(json.dumps(document))
+    found = run("bench", "--compare", out["json"], slower)
+    assert "int8@cpu (p50)" in error_of(found, code=3)
+    assert "3.000× [" in found.stdout
+    told = json.loads(run("bench", "--compare", out["json"], slower, "--json").stdout)
+    assert told["regressed"] is True
+    assert run("bench", "--compare", slower, out["json"]).exit_code == 0
+
+
+def test_bad_results_are_refused_in_one_line(everything, tmp_path, toy_bundle):
+    _, document, out = everything
+    for name, text, message in (
+        ("cut.json", out["json"].read_text()[:500], "no whole JSON"),
+        ("other.json", "{}", "no result of `cnnedge bench --json`"),
+        ("new.json", json.dumps(document | {"schema": 99}), "schema 99, this cnnedge reads 1"),
+        ("list.json", "[]", "no result of"),
+    ):
+        (tmp_path / name).write_text(text)
+        assert message in error_of(run("bench", "--compare", out["json"], tmp_path / name))
+        assert message in error_of(run("bench", tmp_path / name))
+    assert "cannot read" in error_of(run("bench", "--compare", tmp_path / "none", out["json"]))
+
+
+def test_a_bundle_without_data_or_reference(toy_bundle):
+    result = run("bench", toy_bundle.root, *BRIEF, "--runtime", "cpu", "--json")
+    assert result.exit_code == 0, result.output
+    (model,) = json.loads(result.stdout)["models"]
+    assert [row["name"] for row in model["contestants"]] == ["fp32@cpu", "fp16@cpu", "int8@cpu"]
+    assert model["baseline"] == "fp32@cpu"
+    assert model["data"] is None
+    assert {row["accuracy_note"] for row in model["contestants"]} == {
+        "as recorded at export, on ONNX Runtime"
+    }
+
+
+def test_recorded_answers_are_the_reference_where_there_is_no_keras(toy_bundle):
+    result = run(
+        *("bench", toy_bundle.root, *BRIEF, "--runtime", "cpu", "--data", "digits", "--json"),
+        *("--scenarios", "single-stream"),
+    )
+    (model,) = json.loads(result.stdout)["models"]
+    assert model["data"]["reference"] == "Keras, as recorded at export"
+    assert model["contestants"][0]["accuracy"]["max_abs_diff"] < 1e-5
+    assert model["contestants"][0]["offline"] == []
+
+
+def test_a_users_own_runtime_takes_part_by_import_string(toy_bundle, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAKE_RUNTIME", json.dumps({"seconds": 0.005}))
+    result = run(
+        *("bench", toy_bundle.root, *BRIEF, "--runtime", "cpu,fake_runtime:open_fake", "--json"),
+    )
+    assert result.exit_code == 0, result.output
+    rows = {row["name"]: row for row in json.loads(result.stdout)["models"][0]["contestants"]}
+    fake = rows["int8@fake_runtime:open_fake"]
+    assert fake["provider"] == "Fake 1.0, None threads"
+    assert fake["single_stream"]["p50_ms"] == pytest.approx(5, abs=2)
+    assert fake["peer"]
+
+
+def test_who_dies_is_told_and_the_others_are_measured(toy_bundle, monkeypatch):
+    monkeypatch.setenv("FAKE_RUNTIME", json.dumps({"dies_at": 20}))
+    result = run(
+        "bench", toy_bundle.root, *BRIEF, "--runtime", "cpu,fake_runtime:open_fake", "--json"
+    )
+    assert result.exit_code == 0, result.output
+    rows = {row["name"]: row for row in json.loads(result.stdout)["models"][0]["contestants"]}
+    assert "Segmentation fault" in rows["fp32@fake_runtime:open_fake"]["error"]
+    assert rows["fp32@cpu"]["error"] is None
+
+
+def test_bad_input_is_one_line(toy_bundle, toy_file, tmp_path):
+    root = toy_bundle.root
+    assert "no runtime 'tpu'" in error_of(run("bench", root, "--runtime", "tpu"))
+    assert "no runtime" not in error_of(run("bench", tmp_path / "none"))
+    assert "scenarios = 'fast'" in error_of(run("bench", root, "--scenarios", "fast"))
+    assert "batches = 0" in error_of(run("bench", root, "--batches", "0"))
+    assert "no image" in error_of(run("bench", root, "--image", tmp_path / "none.jpg"))
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no image")
+    assert "broken.jpg is no image" in error_of(run("bench", root, "--image", broken))
+    assert "pass --reference" in error_of(run("bench", root, "--runtime", "keras"))
+    missing = run("bench", root, "--runtime", "keras", "--reference", tmp_path / "no.keras")
+    assert "no model file" in error_of(missing)
+    assert "nothing of" in error_of(run("bench", root, "--runtime", "tensorrt"))
+    assert "cannot read the suite" in error_of(run("bench", tmp_path / "none.toml"))
+    assert "is a folder" in error_of(run("bench", root, "--html", tmp_path))
+    for arguments in ((), (root, "--seconds", "0"), (root, "--batches", "x"), ("--compare", "a")):
+        assert run("bench", *arguments).exit_code == 2
+    assert run("bench", tmp_path / "s.toml", "--data", "digits").exit_code == 2
+    (tmp_path / "pets" / "cat").mkdir(parents=True)
+    (tmp_path / "pets" / "dog").mkdir()
+    for label in ("cat", "dog"):
+        for i in range(6):
+            pixels = np.random.default_rng(i + 100 * ord(label[0])).integers(
+                0, 256, (8, 8, 3), np.uint8
+            )
+            Image.fromarray(pixels).save(tmp_path / "pets" / label / f"{i}.png")
+    message = error_of(run("bench", root, "--data", tmp_path / "pets"))
+    assert "are not those of" in message
+
+
+def test_a_damaged_bundle_and_one_whose_process_fails(bundle_copy):
+    (bundle_copy / "model.int8.onnx").write_bytes(b"x")
+    assert "model.int8.onnx is not what the manifest names" in error_of(run("bench", bundle_copy))
+
+
+def test_the_suites_of_the_repository_are_valid():
+    from cnnedge.benchmark import read_suite
+
+    files = sorted((ROOT / "benchmarks").glob("*.toml"))
+    assert [f.name for f in files] == ["edge-cpu.toml", "gpu.toml", "smoke-cpu.toml"]
+    for file in files:
+        assert read_suite(file, {}).models
