@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from cnnedge.bundle import SELFTEST, Bundle
+from cnnedge.bundle import SELFTEST, Bundle, Manifest
 from cnnedge.data import Split
-from cnnedge.errors import BundleError
+from cnnedge.errors import BundleError, DataError
 from cnnedge.image import ImageContract, decode, to_tensor
 
 GOLDEN = 8  # images
@@ -158,6 +158,21 @@ def recorded_answers(bundle: Bundle, split: Split) -> np.ndarray | None:
         return None
     with np.load(bundle.path(REFERENCE_ANSWERS), allow_pickle=False) as stored:
         return stored["answers"]
+
+
+def refuse_calibration_images(manifest: Manifest, split: Split) -> None:
+    """Refuse test images that a bundle's scales were taken from.
+
+    Raises:
+        DataError: there is one; the message names it.
+    """
+    known = set(manifest.calibration.get("image_sha256", ()))
+    for index, digest in enumerate(split.item_digests() if known else ()):
+        if digest.hex() in known:
+            raise DataError(
+                f"the test {split.name_of(index)} is one that {manifest.name} was calibrated on",
+                fix="test on images that the export did not see, or with its own --seed",
+            )
 
 
 def first_divergence(expected: Fingerprints, here: Fingerprints, tolerance: float) -> str | None:

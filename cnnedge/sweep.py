@@ -27,7 +27,7 @@ import numpy as np
 from cnnedge.checkpoint import damaged, remove_checkpoint, require_checkpoint, require_same
 from cnnedge.data.split import Split
 from cnnedge.errors import BackendError, CnnEdgeError, DataError
-from cnnedge.files import cannot_write, require_space, write_text
+from cnnedge.files import cache_folder, cannot_write, require_space, write_text
 from cnnedge.image import ImageContract
 from cnnedge.machine import this_machine, tool_versions
 from cnnedge.progress import Progress, silent
@@ -114,6 +114,26 @@ def sweep(
         raise
     finally:
         answers.close()
+
+
+def checkpoint_place(task: str, bundle: Path, source: str, *others: str) -> Path | None:
+    """Return where it is kept how far a run has come; None without a home.
+
+    It is in the user's cache, so that a bundle may be read-only, and named by what the run is of,
+    so that others can run beside it.
+
+    Args:
+        task: "verify" or "bench".
+        bundle: The bundle's folder.
+        source: The data source.
+        *others: What else tells runs apart.
+    """
+    cache = cache_folder()
+    if cache is None:
+        return None
+    data = str(Path(source).resolve()) if Path(source).exists() else source
+    what = hashlib.sha256("\n".join((str(bundle.resolve()), data, *others)).encode())
+    return cache / task / f"{bundle.resolve().name}-{what.hexdigest()[:16]}"
 
 
 def _run(

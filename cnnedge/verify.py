@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,16 +12,21 @@ import numpy as np
 from cnnedge.bundle import MANIFEST, Bundle, Manifest, Variant, open_bundle
 from cnnedge.data import Dataset, Split
 from cnnedge.errors import BundleError, DataError
-from cnnedge.files import cache_folder, sha256
+from cnnedge.files import sha256
 from cnnedge.image import ImageContract, normalize
 from cnnedge.progress import Progress, silent
 from cnnedge.result import Comparison, Verdict, compare, judge
 from cnnedge.runtime import RunSettings, open_variant, runs_on, usable_variants
-from cnnedge.selftest import Fingerprints, StageReport, run_selftest
-from cnnedge.sweep import sweep
+from cnnedge.selftest import (
+    Fingerprints,
+    StageReport,
+    recorded_answers,
+    refuse_calibration_images,
+    run_selftest,
+)
+from cnnedge.sweep import checkpoint_place, sweep
 
 Answer = Callable[[np.ndarray], np.ndarray]
-REFERENCE_ANSWERS = "selftest/reference.npz"
 REFERENCE = "the reference"  # beside the names of variants
 
 
@@ -154,8 +158,8 @@ def verify_bundle(
             )
         split = dataset.test if limit is None else dataset.test.take(limit, seed=0)
         split = split.hashed(progress)
-        _refuse_calibration_images(manifest, split)
-        expected = None if reference is not None else _recorded(bundle, split)
+        refuse_calibration_images(manifest, split)
+        expected = None if reference is not None else recorded_answers(bundle, split)
         against = "Keras" if reference is not None else "Keras, as recorded at export"
         key = {
             "bundle": sha256(bundle.path(MANIFEST)),
@@ -163,7 +167,9 @@ def verify_bundle(
             "runtime": runtime,
             "reference": reference_id or ("recorded" if expected is not None else "fp32"),
         }
-        keeps = reference is None or bool(reference_id)
+        kept = None
+        if reference is None or reference_id:
+            kept = checkpoint_place("verify", bundle.root, dataset.spec, runtime)
         if reference is None and expected is None:
             on_cpu = runtime == "cpu" and "fp32" in run  # then it need not run twice
             reference = run["fp32"] if on_cpu else _fp32_on_cpu(bundle)
@@ -174,7 +180,7 @@ def verify_bundle(
             split,
             manifest.image,
             expected=expected,
-            checkpoint=_checkpoint(bundle, dataset, runtime) if keeps else None,
+            checkpoint=kept,
             key=key,
             resume=resume,
             progress=progress,
@@ -270,17 +276,6 @@ def _chosen(bundle: Bundle, settings: RunSettings) -> list[Variant]:
     return chosen
 
 
-def _refuse_calibration_images(manifest: Manifest, split: Split) -> None:
-    """Refuse test images that the bundle's scales were taken from."""
-    known = set(manifest.calibration.get("image_sha256", ()))
-    for index, digest in enumerate(split.item_digests() if known else ()):
-        if digest.hex() in known:
-            raise DataError(
-                f"the test {split.name_of(index)} is one that {manifest.name} was calibrated on",
-                fix="verify on images that the export did not see, or with its own --seed",
-            )
-
-
 def _fingerprint(bundle: Bundle, name: str, tensors: np.ndarray) -> Fingerprints:
     manifest = bundle.manifest
     try:
@@ -313,24 +308,3 @@ def _as_uint8(manifest: Manifest, answer: Answer) -> Answer:
 
 def _fp32_on_cpu(bundle: Bundle) -> Answer:
     return _as_uint8(bundle.manifest, open_variant(bundle, bundle.manifest.variant("fp32")))
-
-
-def _checkpoint(bundle: Bundle, dataset: Dataset, runtime: str) -> Path | None:
-    """Return where it is kept how far a verification has come, so that others can run beside it."""
-    cache = cache_folder()
-    if cache is None:
-        return None
-    data = dataset.spec if not Path(dataset.spec).exists() else str(Path(dataset.spec).resolve())
-    what = hashlib.sha256("\n".join((str(bundle.root.resolve()), data, runtime)).encode())
-    return cache / "verify" / f"{bundle.root.resolve().name}-{what.hexdigest()[:16]}"
-
-
-def _recorded(bundle: Bundle, split: Split) -> np.ndarray | None:
-    """Return the reference's recorded answers if they were given to exactly these images."""
-    manifest = bundle.manifest
-    if REFERENCE_ANSWERS not in manifest.files:
-        return None
-    if split.digest() != manifest.data.get("test_sha256"):
-        return None
-    with np.load(bundle.path(REFERENCE_ANSWERS), allow_pickle=False) as stored:
-        return stored["answers"]

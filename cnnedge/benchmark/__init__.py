@@ -45,13 +45,13 @@ from cnnedge.benchmark.process import Link, call
 from cnnedge.benchmark.rounds import Collected, Start, Target, hold_rounds
 from cnnedge.benchmark.suite import QUICK, SCENARIOS, ModelEntry, Suite, make_suite, read_suite
 from cnnedge.bundle import MANIFEST, Bundle, Manifest, open_bundle
-from cnnedge.data import Dataset, open_source
-from cnnedge.errors import BackendError, BundleError, CnnEdgeError
+from cnnedge.data import Dataset, Split, open_source
+from cnnedge.errors import BackendError, BundleError, CnnEdgeError, DataError
 from cnnedge.files import sha256
 from cnnedge.image import to_tensor
 from cnnedge.progress import Progress, silent
-from cnnedge.selftest import recorded_answers
-from cnnedge.sweep import sweep
+from cnnedge.selftest import recorded_answers, refuse_calibration_images
+from cnnedge.sweep import checkpoint_place, sweep
 
 __all__ = [
     "QUICK",
@@ -82,7 +82,6 @@ def bench(
     suite: Suite,
     *,
     start: Start | None = None,
-    checkpoint: Path | None = None,
     resume: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -91,8 +90,8 @@ def bench(
     Args:
         suite: What to measure.
         start: Starts a contestant; None: in a process of its own.
-        checkpoint: A folder where answers to labelled images are kept until all are there.
-        resume: Go on from the answers kept there. Latencies are of one run, and taken anew.
+        resume: Go on from the answers that a run which was stopped has kept; see `sweep`.
+            Latencies are of one run, and taken anew.
         progress: Told how far it is.
 
     Returns:
@@ -105,10 +104,7 @@ def bench(
     """
     before = read_sensors()
     rounds: list[dict[str, Any]] = []
-    measured = [
-        _measure(entry, suite, rounds, start, checkpoint, resume, progress)
-        for entry in suite.models
-    ]
+    measured = [_measure(entry, suite, rounds, start, resume, progress) for entry in suite.models]
     peaks = best_of(rounds) if rounds else None
     models = [_document(found, suite, peaks) for found in measured]
     gpu = None
@@ -150,17 +146,15 @@ def _measure(
     suite: Suite,
     rounds: list[dict[str, Any]],
     start: Start | None,
-    checkpoint: Path | None,
     resume: bool,
     progress: Progress,
 ) -> _Measured:
+    """Measure one bundle; the machine's peaks are appended to ``rounds``."""
     if entry.scenarios is not None:
         suite = replace(suite, scenarios=entry.scenarios)
     bundle = open_bundle(entry.bundle)
-    manifest, found = bundle.manifest, _Measured(bundle, entry)
-    dataset = None if entry.data is None else open_source(entry.data, seed=suite.seed)
-    if dataset is not None:
-        check_labels(manifest, dataset.labels, dataset.spec)
+    found = _Measured(bundle, entry)
+    dataset, test = _data(bundle, entry, suite, progress)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         converted = _convert(bundle, entry, suite, dataset, scratch, found.left_out)
@@ -169,13 +163,18 @@ def _measure(
         if not field.contestants:
             reasons = "; ".join(f"{name}: {why}" for name, why in found.left_out)
             raise BackendError(f"nothing of {bundle.root} can be measured here: {reasons}")
-        target = _target(bundle, entry, dataset)
+        target = _target(bundle, entry, test)
         found.file = target.file
 
-        def at_the_end(links: Mapping[str, Link]) -> None:
-            if dataset is not None:
+        def peaks() -> None:
+            if start is None:
+                measured = "cnnedge.benchmark.peaks:measure_peaks"
+                rounds.append(call(measured, suite.threads, PEAK_SECONDS, name="peaks"))
+
+        def answers(links: Mapping[str, Link]) -> None:
+            if dataset is not None and test is not None:
                 found.answers = _answer(
-                    bundle, dataset, suite, links, scratch, checkpoint, resume, found, progress
+                    bundle, dataset.spec, test, suite, links, scratch, resume, found, progress
                 )
 
         found.collected = hold_rounds(
@@ -183,20 +182,32 @@ def _measure(
             target,
             suite,
             start=start,
-            before_a_round=lambda: (
-                rounds.append(
-                    call("cnnedge.benchmark.peaks:measure_peaks", suite.threads, PEAK_SECONDS)
-                )
-                if start is None
-                else None
-            ),
-            at_the_end=at_the_end,
+            before_a_round=peaks,
+            at_the_end=answers,
             progress=progress,
         )
     failures = [one.error for one in found.collected if one.error is not None]
     if len(failures) == len(found.collected):
         raise BackendError(f"nothing of {bundle.root} can be measured here: {failures[0]}")
     return found
+
+
+def _data(
+    bundle: Bundle, entry: ModelEntry, suite: Suite, progress: Progress
+) -> tuple[Dataset | None, Split | None]:
+    """Return the labelled data and its test images, refused before anything is measured."""
+    if entry.data is None:
+        return None, None
+    dataset = open_source(entry.data, seed=suite.seed, progress=progress)
+    check_labels(bundle.manifest, dataset.labels, dataset.spec)
+    test = dataset.test
+    if suite.test_images is not None:
+        test = test.take(suite.test_images, seed=0)
+    if not len(test):
+        raise DataError(f"{dataset.spec} has no test images", fix="give data with more images")
+    test = test.hashed(progress)
+    refuse_calibration_images(bundle.manifest, test)
+    return dataset, test
 
 
 PEAK_SECONDS = 0.1  # for each product and each working set, a round
@@ -226,9 +237,9 @@ def _convert(
     return converted
 
 
-def _target(bundle: Bundle, entry: ModelEntry, dataset: Dataset | None) -> Target:
+def _target(bundle: Bundle, entry: ModelEntry, test: Split | None) -> Target:
     image = bundle.manifest.image
-    file = entry.image or _photograph(bundle, dataset)
+    file = entry.image or _photograph(bundle, test)
     if not file.is_file():
         raise CnnEdgeError(f"there is no image {file}", fix="check the path")
     to_tensor(file, image)  # a broken one is told before anything is measured
@@ -241,10 +252,10 @@ def _target(bundle: Bundle, entry: ModelEntry, dataset: Dataset | None) -> Targe
     )
 
 
-def _photograph(bundle: Bundle, dataset: Dataset | None) -> Path:
+def _photograph(bundle: Bundle, test: Split | None) -> Path:
     """Return an image file as an app will get: a JPEG of the data's, or of a photograph's size."""
-    items = () if dataset is None else dataset.test.items
-    found = [Path(item) for item in items[:1] if isinstance(item, str | Path)]
+    first = None if test is None else test.items[0]
+    found = [Path(first)] if isinstance(first, str | Path) else []
     package = find_spec("sklearn")
     if package is not None and package.submodule_search_locations:
         found.append(Path(package.submodule_search_locations[0], "datasets/images/china.jpg"))
@@ -261,22 +272,17 @@ _JPEG = {".jpg", ".jpeg"}
 
 def _answer(
     bundle: Bundle,
-    dataset: Dataset,
+    source: str,
+    split: Split,
     suite: Suite,
     links: Mapping[str, Link],
     scratch: Path,
-    checkpoint: Path | None,
     resume: bool,
     found: _Measured,
     progress: Progress,
 ) -> Answers | None:
     """Let everybody who is alive answer the test images."""
-    split = dataset.test
-    if suite.test_images is not None:
-        split = split.take(suite.test_images, seed=0)
     image = bundle.manifest.image
-    if not len(split):
-        return None
     probe = split.tensor(0, image)[None].repeat(2, 0)
     one_by_one = [name for name in links if name.endswith("@litert")]
     answerers, refused = alive(links, one_by_one, scratch, probe)
@@ -288,7 +294,7 @@ def _answer(
         "images": split.digest(),
         "threads": suite.threads,
     }
-    kept = None if checkpoint is None else checkpoint / bundle.manifest.name
+    kept = checkpoint_place("bench", bundle.root, source, *sorted(answerers))
     answers = sweep(
         split,
         image,
@@ -309,7 +315,7 @@ def _answer(
         if name is None:
             return None
         expected, reference = answers[name], f"{name} (held to Keras at export)"
-    return Answers(split, expected, reference, answers, dataset.spec)
+    return Answers(split, expected, reference, answers, source)
 
 
 def _document(found: _Measured, suite: Suite, peaks: Peaks | None) -> dict[str, Any]:

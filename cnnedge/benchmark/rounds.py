@@ -15,7 +15,8 @@ import numpy as np
 from cnnedge.benchmark.contestants import Contestant
 from cnnedge.benchmark.environment import read_sensors
 from cnnedge.benchmark.process import Link, Process
-from cnnedge.benchmark.statistics import RESAMPLES, block_medians, flatten
+from cnnedge.benchmark.station import WARM_UP
+from cnnedge.benchmark.statistics import block_medians, flatten, unpaired_ratio
 from cnnedge.benchmark.suite import Suite
 from cnnedge.errors import BackendError
 from cnnedge.progress import Progress, silent
@@ -27,7 +28,7 @@ TURN_SECONDS = 0.3  # of one in those
 IDLE_TIMES = 6  # pauses of `duty-cycle`
 PROFILE_CALLS = 15
 SUSTAINED_WINDOW = 5.0  # seconds
-ENOUGH = 0.01  # the medians' 95 % intervals are within this share: single-stream may end early
+ENOUGH = 0.01  # a median that repeats within this share is known: single-stream may end early
 
 
 @dataclass
@@ -211,7 +212,8 @@ def _single_stream(
 ) -> None:
     running = _running(every, links)
     for one in running:
-        one.warm_ups.append(_ask(one, links, "warm-up", "warm_up", batch=suite.batch) or {})
+        asked = {"batch": suite.batch, "least": WARM_UP}
+        one.warm_ups.append(_ask(one, links, "warm-up", "warm_up", **asked) or {})
         one.rounds.append([])
     seconds = suite.seconds / (suite.rounds * BLOCKS * max(len(running), 1))
     for _ in range(BLOCKS):
@@ -227,12 +229,12 @@ def _single_stream(
 
 def _known_well(one: Collected) -> bool:
     """Whether more samples would hardly tell more: enough for a p99, and a median that is known."""
-    medians = np.concatenate(block_medians(one.rounds) or [np.zeros(0)])
-    if len(flatten(one.rounds)) < FEWEST_SAMPLES[99] or len(medians) < BLOCKS:
+    blocks = sum(map(len, block_medians(one.rounds)))
+    if len(flatten(one.rounds)) < FEWEST_SAMPLES[99] or blocks < BLOCKS:
         return False
-    picks = np.random.default_rng(0).integers(0, len(medians), (RESAMPLES // 4, len(medians)))
-    low, high = np.percentile(np.median(medians[picks], axis=1), [2.5, 97.5])
-    return bool(high - low <= 2 * ENOUGH * np.median(medians))
+    _, resampled = unpaired_ratio(one.rounds, one.rounds, resamples=500)
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return bool(high - low <= 2 * ENOUGH)
 
 
 def _other_scenarios(

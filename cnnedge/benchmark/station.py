@@ -69,7 +69,7 @@ class Station:
         """What really runs it."""
         return str(getattr(self._runner, "provider", "?"))
 
-    def warm_up(self, batch: int = 1) -> dict[str, Any]:
+    def warm_up(self, batch: int = 1, least: float = WARM_UP) -> dict[str, Any]:
         """Call it until the medians of a few windows agree; return for how long, and whether."""
         image, start = self._image(batch), self._clock()
         medians: list[float] = []
@@ -77,7 +77,7 @@ class Station:
             medians.append(float(np.median(self._window(image, WINDOW_SECONDS))))
             spent, last = self._clock() - start, medians[-WINDOWS:]
             settled = len(last) == WINDOWS and max(last) <= (1 + SETTLED) * min(last)
-            if (settled and spent >= WARM_UP) or spent >= MOST_WARM_UP:
+            if (settled and spent >= least) or spent >= MOST_WARM_UP:
                 return {"seconds": spent, "settled": settled}
 
     def block(self, seconds: float, batch: int = 1, calls: int = FEWEST_CALLS) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -73,17 +73,9 @@ def paired_ratio(
     a, b = block_medians(ours), block_medians(theirs)
     if not a or not b:
         raise ValueError("a ratio needs samples of both")
-    pairs = [(x[:n], y[:n]) for x, y in zip(a, b, strict=False) if (n := min(len(x), len(y)))]
-    rng = np.random.default_rng(seed)
-    ratios = np.empty(resamples)
-    for index in range(resamples):
-        top, bottom = [], []
-        for chosen in rng.integers(0, len(pairs), len(pairs)):
-            mine, others = pairs[chosen]
-            picks = rng.integers(0, len(mine), len(mine))
-            bottom.append(mine[picks])
-            top.append(others[picks])
-        ratios[index] = np.median(np.concatenate(top)) / np.median(np.concatenate(bottom))
+    lengths = [min(len(x), len(y)) for x, y in zip(a, b, strict=False)]
+    draws = _draw(lengths, np.random.default_rng(seed), resamples)
+    ratios = _medians(b, draws) / _medians(a, draws)
     low, high = np.percentile(ratios, [2.5, 97.5])
     ratio = float(np.median(flatten(theirs)) / np.median(flatten(ours)))
     return ratio, float(min(low, ratio)), float(max(high, ratio))
@@ -100,20 +92,47 @@ def unpaired_ratio(
         The ratio of the medians of all samples, new over old, and float64 ``[resamples]``.
     """
     rng = np.random.default_rng(seed)
-    resampled = _medians(new, rng, resamples) / _medians(old, rng, resamples)
-    return float(np.median(flatten(new)) / np.median(flatten(old))), resampled
+    resampled = [
+        _medians(blocks, _draw([len(b) for b in blocks], rng, resamples))
+        for blocks in (block_medians(new), block_medians(old))
+    ]
+    ratio = float(np.median(flatten(new)) / np.median(flatten(old)))
+    return ratio, resampled[0] / resampled[1]
 
 
-def _medians(rounds: Rounds, rng: Any, resamples: int) -> np.ndarray:
-    blocks = block_medians(rounds)
-    found = np.empty(resamples)
-    for index in range(resamples):
-        picked = [
-            blocks[i][rng.integers(0, len(blocks[i]), len(blocks[i]))]
-            for i in rng.integers(0, len(blocks), len(blocks))
-        ]
-        found[index] = np.median(np.concatenate(picked))
-    return found
+@dataclass(frozen=True)
+class _Draws:
+    """Which rounds and which of their blocks each resample has.
+
+    Attributes:
+        rounds: int ``[resamples, rounds]``.
+        blocks: int ``[resamples, rounds, most blocks]``.
+        there: Whether the round has so many, bool likewise.
+    """
+
+    rounds: np.ndarray
+    blocks: np.ndarray
+    there: np.ndarray
+
+
+def _draw(lengths: Sequence[int], rng: np.random.Generator, resamples: int) -> _Draws:
+    size, most = np.array(lengths), max(lengths)
+    rounds = rng.integers(0, len(size), (resamples, len(size)))
+    length = size[rounds][..., None]
+    blocks = (rng.random((resamples, len(size), most)) * length).astype(int)
+    return _Draws(rounds, blocks, np.arange(most) < length)
+
+
+def _medians(blocks: Sequence[np.ndarray], draws: _Draws) -> np.ndarray:
+    """Return the median of each resample's blocks, float64 ``[resamples]``."""
+    table = np.full((len(blocks), max(len(b) for b in blocks)), np.nan)
+    for row, medians in zip(table, blocks, strict=True):
+        row[: len(medians)] = medians
+    drawn = np.where(draws.there, table[draws.rounds[..., None], draws.blocks], np.nan)
+    drawn = np.sort(drawn.reshape(len(drawn), -1), axis=1)  # what is not there comes last
+    count = draws.there.sum(axis=(1, 2))
+    each = np.arange(len(drawn))
+    return (drawn[each, (count - 1) // 2] + drawn[each, count // 2]) / 2
 
 
 def instabilities(rounds: Rounds, settled: Sequence[bool]) -> list[str]:

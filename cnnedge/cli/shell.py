@@ -18,7 +18,7 @@ from cnnedge.progress import Progress, silent
 
 FAILED, GATE = 1, 3  # 2, usage, is click's own
 # Tasks that advance by images; the others by batches, layers, rounds …
-_OF_IMAGES = {"open", "hash", "decode", "calibrate", "verify", "test", "answers"}
+_OF_IMAGES = {"open", "hash", "decode", "calibrate", "verify", "test", "answers", "accuracy"}
 SOURCE = "digits, signs, signs:N, or a folder of class sub-folders."
 
 

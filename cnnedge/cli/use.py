@@ -26,7 +26,7 @@ from cnnedge.cli.show import (
     show_verification,
 )
 from cnnedge.errors import GateError
-from cnnedge.files import cache_folder, require_writable, write_text
+from cnnedge.files import require_writable, write_text
 
 RUNTIME = click.option(
     "--runtime",
@@ -208,10 +208,8 @@ def _measure(target: Path, resume: bool, options: dict[str, Any]) -> Any:
     else:
         chosen.setdefault("runtimes", installed_runtimes())
         suite = make_suite((ModelEntry(target, **entry),), chosen)
-    cache = cache_folder()
-    kept = None if cache is None else cache / "bench" / target.absolute().stem
     with progress_bar() as progress:
-        return bench(suite, checkpoint=kept, resume=resume, progress=progress)
+        return bench(suite, resume=resume, progress=progress)
 
 
 def _compare(old: Path, new: Path, tolerance: float | None, as_json: bool) -> None:

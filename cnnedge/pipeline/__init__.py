@@ -53,9 +53,9 @@ from cnnedge.quantize import quantize_dense_weights
 from cnnedge.recipe import Recipe
 from cnnedge.report import render_report
 from cnnedge.result import WEIGHT_ONLY, Comparison, Measurement, Verdict, compare, judge
-from cnnedge.selftest import GOLDEN, Fingerprints, write_selftest
+from cnnedge.selftest import GOLDEN, REFERENCE_ANSWERS, Fingerprints, write_selftest
 from cnnedge.source import Source, resolve
-from cnnedge.verify import REFERENCE_ANSWERS, compare_variants
+from cnnedge.verify import compare_variants
 
 Answer = Callable[[np.ndarray], np.ndarray]
 RANDOM_TEST_IMAGES = 32

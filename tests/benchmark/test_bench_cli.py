@@ -16,7 +16,19 @@ from PIL import Image
 from cnnedge.cli import main
 
 ROOT = Path(__file__).parents[2]
-BRIEF = ("--seconds", 0.5, "--rounds", 1, "--batches", "1,4")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_turns():
+    """Let nobody take longer than it takes to see that it works; the arithmetic is tested apart."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cnnedge.benchmark.rounds.TURN_SECONDS", 0.05)
+        patch.setattr("cnnedge.benchmark.rounds.WARM_UP", 0.0)
+        patch.setattr("cnnedge.benchmark.PEAK_SECONDS", 0.02)
+        yield
+
+
+BRIEF = ("--seconds", 0.3, "--rounds", 1, "--scenarios", "single-stream,waterfall")
 
 
 def run(*arguments):
@@ -39,7 +51,7 @@ def everything(toy_bundle, toy_file, tmp_path_factory):
         'runtimes = ["cpu", "openvino", "litert"]\n'
         'scenarios = ["single-stream", "offline", "multi-stream", "server", "cold-start", '
         '"waterfall", "layers", "duty-cycle", "sustained"]\n'
-        "seconds = 2\nrounds = 2\nbatches = [1, 4]\nclients = [1, 2]\nloads = [0.5]\n"
+        "seconds = 1\nrounds = 2\nbatches = [1, 4]\nclients = [1, 2]\nloads = [0.5]\n"
         "sustained_seconds = 0.4\nidle_seconds = 0.05\ntest_images = 60\n"
         f"[[model]]\nbundle = '{toy_bundle.root}'\nreference = '{toy_file}'\ndata = 'digits'\n"
     )
@@ -250,7 +262,6 @@ def test_a_bundle_without_data_or_reference(toy_bundle):
 def test_recorded_answers_are_the_reference_where_there_is_no_keras(toy_bundle):
     result = run(
         *("bench", toy_bundle.root, *BRIEF, "--runtime", "cpu", "--data", "digits", "--json"),
-        *("--scenarios", "single-stream"),
     )
     (model,) = json.loads(result.stdout)["models"]
     assert model["data"]["reference"] == "Keras, as recorded at export"
