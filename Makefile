@@ -21,9 +21,9 @@ demo: $(READY)
 	$(BIN)/cnnedge train alexnet_v1 --data digits --epochs 6 -o demo/alexnet_v1.keras
 	$(BIN)/cnnedge export demo/alexnet_v1.keras -o demo/alexnet_v1 --force
 	$(BIN)/cnnedge verify demo/alexnet_v1 --data digits
-	$(BIN)/cnnedge bench demo/alexnet_v1 --reference demo/alexnet_v1.keras --seconds 5
+	$(BIN)/cnnedge bench demo/alexnet_v1 --reference demo/alexnet_v1.keras --data digits --html demo/bench.html
 	$(BIN)/cnnedge predict demo/alexnet_v1 demo/alexnet_v1/selftest/golden-00.png --top 3
-	@echo "the report: demo/alexnet_v1/report.html"
+	@echo "the reports: demo/alexnet_v1/report.html, demo/bench.html"
 
 # Models first (minutes, once), then the suite: under a quarter of an hour on two cores.
 bench: $(READY)

@@ -47,6 +47,8 @@ def diagnose() -> Diagnosis:
             "train, compress, export", "export", ("tensorflow", "tf2onnx", "onnx", "onnx_ir")
         ),
         _onnxruntime(),
+        _packages("run bundles on OpenVINO", "openvino", ("openvino",)),
+        _packages("measure LiteRT beside them", "litert", ("ai_edge_litert",)),
         _int8(),
         _on_gpu("use an NVIDIA GPU"),
         _gpu_provider(),

@@ -36,7 +36,7 @@ FLOORS = [
 STEPS = {"train", "compress", "export", "quantize", "engine", "verify", "benchmark", "inspect"}
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 HEAVY = {"tensorflow", "keras", "onnxruntime", "onnx", "onnx_ir", "PIL", "sklearn", "matplotlib"}
-HEAVY |= {"tensorrt", "tensorrt_rtx", "cuda", "cupy"}
+HEAVY |= {"tensorrt", "tensorrt_rtx", "cuda", "cupy", "openvino", "ai_edge_litert", "plotly"}
 
 
 def modules():
@@ -113,7 +113,7 @@ def test_the_base_install_imports_what_a_device_runs(base_venv):
     modules += " train compress"
     code = "".join(f"import cnnedge.{name}\n" for name in modules.split())
     done = run_in(base_venv, code + "print(len(cnnedge.doctor.diagnose().abilities))")
-    assert (done.returncode, done.stdout.strip()) == (0, "9"), done.stderr
+    assert (done.returncode, done.stdout.strip()) == (0, "11"), done.stderr
 
 
 @pytest.mark.parametrize(

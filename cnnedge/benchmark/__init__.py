@@ -11,6 +11,7 @@ process, for `cnnedge export`.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -295,16 +296,20 @@ def _answer(
         "threads": suite.threads,
     }
     kept = checkpoint_place("bench", bundle.root, source, *sorted(answerers))
-    answers = sweep(
-        split,
-        image,
-        answerers,
-        checkpoint=kept,
-        key=key,
-        resume=resume and kept is not None and kept.exists(),
-        progress=progress,
-        task="accuracy",
-    )
+    try:
+        answers = sweep(
+            split,
+            image,
+            answerers,
+            checkpoint=kept,
+            key=key,
+            resume=resume and kept is not None and kept.exists(),
+            progress=progress,
+            task="accuracy",
+        )
+    except CnnEdgeError as error:  # the latencies are measured, and not thrown away with it
+        found.left_out.append(("accuracy", str(error)))
+        return None
     recorded = recorded_answers(bundle, split)
     if "keras" in answers:
         expected, reference = answers["keras"], "Keras, in this run"
@@ -363,7 +368,9 @@ def _document(found: _Measured, suite: Suite, peaks: Peaks | None) -> dict[str, 
         "examples": None
         if found.answers is None
         else examples(found.answers, rows, manifest.labels, manifest.image),
-        "pick": pick(rows, bundle=str(found.entry.bundle), max_drop=max_drop, judged=judged),
+        "pick": pick(
+            rows, bundle=os.path.normpath(found.entry.bundle), max_drop=max_drop, judged=judged
+        ),
     }
 
 

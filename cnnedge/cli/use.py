@@ -180,7 +180,7 @@ def bench_command(
     if html is not None:
         write_text(html, render_page(document))
     if as_json:
-        print_json(document)
+        click.echo(json.dumps(document))  # on one line: a line for each sample helps nobody
     else:
         show_result(document)
     for path in outputs:

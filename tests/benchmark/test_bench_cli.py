@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fake_runtime import answers_of
 from PIL import Image
 
+from cnnedge.benchmark import ModelEntry, Suite, bench
 from cnnedge.cli import main
+from cnnedge.errors import BackendError, DataError
 
 ROOT = Path(__file__).parents[2]
 
@@ -327,6 +335,122 @@ def test_bad_input_is_one_line(toy_bundle, toy_file, tmp_path):
 def test_a_damaged_bundle_and_one_whose_process_fails(bundle_copy):
     (bundle_copy / "model.int8.onnx").write_bytes(b"x")
     assert "model.int8.onnx is not what the manifest names" in error_of(run("bench", bundle_copy))
+
+
+def test_a_run_that_is_stopped_leaves_neither_files_nor_processes(toy_bundle, tmp_path):
+    page = tmp_path / "bench.html"
+    command = [sys.executable, "-m", "cnnedge", "bench", str(toy_bundle.root), "--seconds", "60"]
+    child = subprocess.Popen(
+        [*command, "--runtime", "cpu", "--html", str(page)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    measuring = set()
+    for _ in range(600):
+        measuring |= children_of(child.pid)
+        if len(measuring) >= 3:
+            break
+        time.sleep(0.1)
+    child.send_signal(signal.SIGTERM)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 1
+    assert out == ""
+    assert err.splitlines()[-1].startswith("error: interrupted")
+    assert measuring
+    assert not [pid for pid in measuring if Path(f"/proc/{pid}/cmdline").exists()]
+    assert list(tmp_path.iterdir()) == []
+
+
+def children_of(pid):
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:
+        return set()
+    return {int(child) for child in text.split()}
+
+
+def test_a_full_disk_keeps_what_was_there(everything, tmp_path, monkeypatch):
+    _, _, out = everything
+    page = tmp_path / "bench.html"
+    page.write_text("yesterday's")
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    assert "No space left" in error_of(run("bench", out["json"], "--html", page))
+    assert page.read_text() == "yesterday's"
+    assert list(tmp_path.iterdir()) == [page]
+
+
+class Answering:
+    """A link in this process that answers from a table and dies at a given batch."""
+
+    def __init__(self, dies_at=None):
+        self.asked, self.dies_at = 0, dies_at
+        self.opened = {"provider": "Fake"}
+
+    def ask(self, do, **arguments):
+        if do == "answers":
+            self.asked += 1
+            if self.asked == self.dies_at:
+                raise BackendError("fp32@cpu: its process was killed by signal 9")
+            np.save(arguments["out"], answers_of(np.load(arguments["images"])))
+            return {}
+        return {"warm_up": {"seconds": 1.0, "settled": True}, "memory": {}}.get(
+            do, {"samples": [0.001] * 8, "gpu": []}
+        )
+
+    def close(self):
+        pass
+
+
+def bench_in_this_process(bundle, link, **options):
+    suite = Suite((ModelEntry(bundle.root, data="digits"),), scenarios=("single-stream",), rounds=1)
+    return bench(suite, start=lambda contestant: link, **options)["models"][0]
+
+
+def test_latencies_outlive_a_process_that_dies_answering(toy_bundle, tmp_path, monkeypatch):
+    monkeypatch.setenv("CNNEDGE_CACHE", str(tmp_path))
+    model = bench_in_this_process(toy_bundle, Answering(dies_at=30))
+    assert model["contestants"][0]["single_stream"]["p50_ms"] == 1.0
+    assert model["data"] is None
+    left_out = {left["name"]: left["why"] for left in model["left_out"]}
+    assert "killed by signal 9" in left_out["accuracy"]
+
+
+def test_answers_that_were_kept_are_not_asked_for_again(toy_bundle, tmp_path, monkeypatch):
+    monkeypatch.setenv("CNNEDGE_CACHE", str(tmp_path))
+    monkeypatch.setattr("cnnedge.sweep.FIRST_SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("cnnedge.sweep.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("cnnedge.sweep.BATCH_PIXELS", 8 * 32 * 32)
+    whole = Answering()
+    straight = bench_in_this_process(toy_bundle, whole)
+    bench_in_this_process(toy_bundle, Answering(dies_at=100))
+    rest = Answering()
+    resumed = bench_in_this_process(toy_bundle, rest, resume=True)
+    assert rest.asked < whole.asked - 50
+    for one, other in zip(straight["contestants"], resumed["contestants"], strict=True):
+        assert one["accuracy"] == other["accuracy"]
+        assert one["right"] == other["right"]
+    assert resumed["data"]["images"] == 359
+
+
+def test_calibration_images_are_refused_before_anything_is_measured(toy_bundle, monkeypatch):
+    import cnnedge.benchmark as benchmark
+
+    dataset = benchmark.open_source("digits")
+    leaky = dataclasses.replace(dataset, test=dataset.calibration)
+    monkeypatch.setattr(benchmark, "open_source", lambda *a, **k: leaky)
+    started = []
+    with pytest.raises(DataError, match="was calibrated on"):
+        bench(
+            Suite((ModelEntry(toy_bundle.root, data="digits"),)),
+            start=started.append,
+        )
+    assert not started
 
 
 def test_the_suites_of_the_repository_are_valid():
