@@ -29,7 +29,8 @@ import numpy as np
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from cnnedge.benchmark import describe_gpu, environment, measure_interleaved
+from cnnedge.benchmark.environment import describe_gpu, environment
+from cnnedge.benchmark.interleaved import measure_interleaved
 from cnnedge.bundle import (
     LABELS,
     MANIFEST,

@@ -18,7 +18,7 @@ from cnnedge.recipe import make_recipe
 from cnnedge.source import resolve
 from cnnedge.train import TrainOptions, train
 
-EPOCHS = 6
+EPOCHS = 4
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cnnedge.benchmark import read_result
+from cnnedge.benchmark.document import read_result
 from cnnedge.report.benchmark import HEADERS, main_rows, where
 
 HERE = Path(__file__).parent

@@ -20,7 +20,10 @@ class LiteRtSession:
 
     Attributes:
         provider: The library with its version.
+        serial: That it serves one call at a time.
     """
+
+    serial = True
 
     def __init__(self, interpreter: Any, provider: str, normalization: str) -> None:
         self.provider = provider

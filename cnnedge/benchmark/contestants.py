@@ -27,6 +27,7 @@ class Runner(Protocol):
     """A loaded model. What else it may have is used where it is there.
 
     ``provider``: what really runs it. ``staged(batch)``: a call by part, `result.Staged`.
+    ``serial``: whether it serves one call at a time.
     ``timed(batch)``: the same on a GPU, `result.GpuTimes`. ``layer_times(batch, calls)``: mean
     seconds of each node.
     """

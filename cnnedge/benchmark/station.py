@@ -6,19 +6,21 @@ and a sleep may be put in their place, as the tests do.
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cnnedge.benchmark.contestants import Runner
+from cnnedge.errors import BackendError
 from cnnedge.image import ImageContract, decode, fit
 from cnnedge.result import GpuTimes
+
+if TYPE_CHECKING:
+    from cnnedge.benchmark.contestants import Runner
 
 WARM_UP = 0.5  # seconds at least
 MOST_WARM_UP = 3.0  # seconds; what has not settled by then is measured, and said to be unstable
@@ -27,17 +29,7 @@ WINDOW_SECONDS = 0.15
 # Before each block, for so long: the others' threads were seen to spin for 40 to 100 ms after a
 # call, and caches hold their weights. See docs/decisions/interleaved-blocks.md.
 SETTLE_SECONDS = 0.1
-FEWEST_CALLS = 8  # of a block, however long they take
-
-
-def resolve(name: str) -> Callable[..., Any]:
-    """Return what an import string ``package.module:function`` names.
-
-    Raises:
-        ImportError or AttributeError: there is no such thing.
-    """
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+FEWEST_CALLS = 6  # of a block, however long: three rounds of four blocks are enough for a p90
 
 
 class Station:
@@ -98,7 +90,13 @@ class Station:
         return {"samples": samples, "gpu": [asdict(part) for part in parts]}
 
     def clients(self, count: int, seconds: float) -> dict[str, Any]:
-        """Let several clients call at once, each again as soon as it has its answer."""
+        """Let several clients call at once, each again as soon as it has its answer.
+
+        Raises:
+            BackendError: the runner serves one call at a time. A queue before it would be measured.
+        """
+        if count > 1 and getattr(self._runner, "serial", False):
+            raise BackendError("it serves one call at a time")
         image = self._image(1)
         self._window(image, SETTLE_SECONDS)
         start = self._clock()

@@ -159,7 +159,7 @@ def bench_command(
         return
     if target is None:
         raise click.UsageError("name a BUNDLE, a SUITE.toml or a RESULT.json, or use --compare")
-    from cnnedge.benchmark import read_result
+    from cnnedge.benchmark.document import read_result
     from cnnedge.report import as_csv, as_markdown, render_page, require_page_packages
 
     outputs = [path for path in (html, csv, markdown, out) if path is not None]
@@ -188,8 +188,9 @@ def bench_command(
 
 
 def _measure(target: Path, resume: bool, options: dict[str, Any]) -> Any:
-    from cnnedge.benchmark import QUICK, SCENARIOS, ModelEntry, bench, make_suite, read_suite
     from cnnedge.benchmark.contestants import installed_runtimes
+    from cnnedge.benchmark.run import bench
+    from cnnedge.benchmark.suite import QUICK, SCENARIOS, ModelEntry, make_suite, read_suite
 
     entry = {name: options.pop(name) for name in ("reference", "data", "image")}
     chosen = {name: value for name, value in options.items() if value is not None}
@@ -213,7 +214,8 @@ def _measure(target: Path, resume: bool, options: dict[str, Any]) -> Any:
 
 
 def _compare(old: Path, new: Path, tolerance: float | None, as_json: bool) -> None:
-    from cnnedge.benchmark import compare_results, read_result
+    from cnnedge.benchmark.compare import compare_results
+    from cnnedge.benchmark.document import read_result
 
     given = {} if tolerance is None else {"tolerance": tolerance}
     found = compare_results(read_result(old), read_result(new), **given)

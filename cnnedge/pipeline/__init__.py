@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from cnnedge.backends.tensorrt import open_library
-from cnnedge.benchmark import Benchmark, environment, measure_interleaved
+from cnnedge.benchmark.environment import environment
+from cnnedge.benchmark.interleaved import Benchmark, measure_interleaved
 from cnnedge.bundle import (
     LABELS,
     MANIFEST,

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from cnnedge.benchmark import environment, measure_interleaved
+from cnnedge.benchmark.environment import environment
+from cnnedge.benchmark.interleaved import measure_interleaved
 from cnnedge.compress import (
     Candidate,
     CompressOptions,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from cnnedge.benchmark import Benchmark
+from cnnedge.benchmark.interleaved import Benchmark
 from cnnedge.bundle import Manifest, Variant
 
 

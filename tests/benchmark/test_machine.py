@@ -6,9 +6,9 @@ import pytest
 from probe_graphs import FOLDER, PROBES, SIZE
 
 from cnnedge.benchmark import peaks as peaks_module
-from cnnedge.benchmark.document import layer_of
 from cnnedge.benchmark.environment import conditions, read_sensors
 from cnnedge.benchmark.peaks import Peaks, best_of, layer_bounds, measure_peaks
+from cnnedge.benchmark.rows import layer_of
 from cnnedge.graph.precision import WeightedLayer
 
 

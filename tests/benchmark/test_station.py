@@ -15,8 +15,8 @@ from cnnedge.benchmark.station import (
     STAGES,
     WARM_UP,
     Station,
-    resolve,
 )
+from cnnedge.benchmark.worker import resolve
 from cnnedge.image import ImageContract
 from cnnedge.result import GpuTimes, Staged
 

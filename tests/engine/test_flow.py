@@ -14,8 +14,10 @@ from fakes import fake_gpu, fake_module, inspector_json
 import cnnedge
 from cnnedge import bundle as bundle_module
 from cnnedge.backends.tensorrt.library import open_library
-from cnnedge.benchmark import ModelEntry, Suite, bench
-from cnnedge.benchmark.station import Station, resolve
+from cnnedge.benchmark.run import bench
+from cnnedge.benchmark.station import Station
+from cnnedge.benchmark.suite import ModelEntry, Suite
+from cnnedge.benchmark.worker import resolve
 from cnnedge.bundle import open_bundle
 from cnnedge.cli import main
 from cnnedge.engine import build_engines

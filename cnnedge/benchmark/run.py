@@ -1,0 +1,275 @@
+"""The order of things: a suite in, a result document out."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnnedge.benchmark.accuracy import Answers, alive
+from cnnedge.benchmark.contestants import check_labels, enter, litert_jobs
+from cnnedge.benchmark.document import KIND, SCHEMA, Measured, model_document
+from cnnedge.benchmark.environment import (
+    conditions,
+    describe_gpu,
+    environment,
+    now_utc,
+    read_sensors,
+)
+from cnnedge.benchmark.peaks import best_of
+from cnnedge.benchmark.process import Link, call
+from cnnedge.benchmark.rounds import Start, Target, hold_rounds
+from cnnedge.benchmark.rows import peak_rows
+from cnnedge.benchmark.suite import ModelEntry, Suite
+from cnnedge.bundle import MANIFEST, Bundle, open_bundle
+from cnnedge.data import Dataset, Split, open_source
+from cnnedge.errors import BackendError, BundleError, CnnEdgeError, DataError
+from cnnedge.files import sha256
+from cnnedge.image import to_tensor
+from cnnedge.progress import Progress, silent
+from cnnedge.selftest import recorded_answers, refuse_calibration_images
+from cnnedge.sweep import checkpoint_place, sweep
+
+CALIBRATION_IMAGES = 128  # for what a peer's converter quantizes
+TIMED = (
+    "a call: uint8 images in, probabilities out, with all that the runtime's graph wants done "
+    "to the images first"
+)
+
+
+def bench(
+    suite: Suite,
+    *,
+    start: Start | None = None,
+    resume: bool = False,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Run a suite.
+
+    Args:
+        suite: What to measure.
+        start: Starts a contestant; None: in a process of its own.
+        resume: Go on from the answers that a run which was stopped has kept; see `sweep`.
+            Latencies are of one run, and taken anew.
+        progress: Told how far it is.
+
+    Returns:
+        The result document; docs/benchmark.md lists its fields.
+
+    Raises:
+        BundleError: a bundle is incomplete or was altered.
+        BackendError: nothing can be measured here, or there is no such runtime.
+        DataError: the data's labels are not the bundle's.
+    """
+    before = read_sensors()
+    rounds: list[dict[str, Any]] = []
+    measured = [_measure(entry, suite, rounds, start, resume, progress) for entry in suite.models]
+    peaks = best_of(rounds) if rounds else None
+    models = [model_document(found, suite, peaks) for found in measured]
+    gpu = None
+    if not set(suite.runtimes) <= _ON_CPU:
+        gpu, _ = describe_gpu()
+    return {
+        "schema": SCHEMA,
+        "kind": KIND,
+        "created": now_utc(),
+        "suite": suite.to_dict(),
+        "environment": {
+            **environment(suite.threads),
+            "timed": TIMED,
+            "batch": suite.batch,
+            "conditions": conditions(before, read_sensors()),
+            "gpu": gpu,
+        },
+        "peaks": peak_rows(rounds, peaks) if peaks else None,
+        "models": models,
+    }
+
+
+_ON_CPU = {"cpu", "openvino", "litert", "keras"}
+
+
+def _measure(
+    entry: ModelEntry,
+    suite: Suite,
+    rounds: list[dict[str, Any]],
+    start: Start | None,
+    resume: bool,
+    progress: Progress,
+) -> Measured:
+    """Measure one bundle; the machine's peaks are appended to ``rounds``."""
+    if entry.scenarios is not None:
+        suite = replace(suite, scenarios=entry.scenarios)
+    bundle = open_bundle(entry.bundle)
+    found = Measured(bundle, entry)
+    dataset, test = _data(bundle, entry, suite, progress)
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        converted = _convert(bundle, entry, suite, dataset, scratch, found.left_out)
+        field = enter(bundle, entry, suite, converted)
+        found.left_out += field.left_out
+        if not field.contestants:
+            reasons = "; ".join(f"{name}: {why}" for name, why in found.left_out)
+            raise BackendError(f"nothing of {bundle.root} can be measured here: {reasons}")
+        target = _target(bundle, entry, test)
+        found.file = target.file
+
+        def peaks() -> None:
+            if start is None:
+                measured = "cnnedge.benchmark.peaks:measure_peaks"
+                rounds.append(call(measured, suite.threads, PEAK_SECONDS, name="peaks"))
+
+        def answers(links: Mapping[str, Link]) -> None:
+            if dataset is not None and test is not None:
+                found.answers = _answer(
+                    bundle, dataset.spec, test, suite, links, scratch, resume, found, progress
+                )
+
+        found.collected = hold_rounds(
+            field.contestants,
+            target,
+            suite,
+            start=start,
+            before_a_round=peaks,
+            at_the_end=answers,
+            progress=progress,
+        )
+    failures = [one.error for one in found.collected if one.error is not None]
+    if len(failures) == len(found.collected):
+        raise BackendError(f"nothing of {bundle.root} can be measured here: {failures[0]}")
+    return found
+
+
+def _data(
+    bundle: Bundle, entry: ModelEntry, suite: Suite, progress: Progress
+) -> tuple[Dataset | None, Split | None]:
+    """Return the labelled data and its test images, refused before anything is measured."""
+    if entry.data is None:
+        return None, None
+    dataset = open_source(entry.data, seed=suite.seed, progress=progress)
+    check_labels(bundle.manifest, dataset.labels, dataset.spec)
+    test = dataset.test
+    if suite.test_images is not None:
+        test = test.take(suite.test_images, seed=0)
+    if not len(test):
+        raise DataError(f"{dataset.spec} has no test images", fix="give data with more images")
+    test = test.hashed(progress)
+    refuse_calibration_images(bundle.manifest, test)
+    return dataset, test
+
+
+PEAK_SECONDS = 0.1  # for each product and each working set, a round
+
+
+def _convert(
+    bundle: Bundle,
+    entry: ModelEntry,
+    suite: Suite,
+    dataset: Dataset | None,
+    scratch: Path,
+    left_out: list[tuple[str, str]],
+) -> dict[str, Path]:
+    """Let LiteRT's converter make its files; what it refuses is left out."""
+    images = None
+    if dataset is not None and "litert" in suite.runtimes and len(dataset.calibration):
+        part = dataset.calibration.take(CALIBRATION_IMAGES, seed=suite.seed)
+        images = scratch / "calibration.npy"
+        np.save(images, np.concatenate([b for b, _ in part.batches(bundle.manifest.image, 32)]))
+    converted = {}
+    for precision, arguments in litert_jobs(bundle, entry, suite, scratch, images):
+        try:
+            call("cnnedge.backends.litert:convert_litert", *arguments, name="LiteRT's converter")
+            converted[precision] = Path(arguments[1])
+        except BackendError as error:
+            left_out.append((f"{precision}@litert", str(error)))
+    return converted
+
+
+def _target(bundle: Bundle, entry: ModelEntry, test: Split | None) -> Target:
+    image = bundle.manifest.image
+    file = entry.image or _photograph(bundle, test)
+    if not file.is_file():
+        raise CnnEdgeError(f"there is no image {file}", fix="check the path")
+    to_tensor(file, image)  # a broken one is told before anything is measured
+    return Target(
+        bundle.root.resolve(),
+        (image.height, image.width, image.channels),
+        image.to_dict(),
+        bundle.manifest.labels,
+        file.resolve(),
+    )
+
+
+def _photograph(bundle: Bundle, test: Split | None) -> Path:
+    """Return an image file as an app will get: a JPEG of the data's, or of a photograph's size."""
+    first = None if test is None else test.items[0]
+    found = [Path(first)] if isinstance(first, str | Path) else []
+    package = find_spec("sklearn")
+    if package is not None and package.submodule_search_locations:
+        found.append(Path(package.submodule_search_locations[0], "datasets/images/china.jpg"))
+    golden = [bundle.path(name) for name in bundle.manifest.files if "/golden-" in name]
+    found += sorted(golden, key=lambda path: (path.suffix not in _JPEG, -path.stat().st_size))
+    for path in found:
+        if path.is_file():
+            return path
+    raise BundleError(f"{bundle.root} holds no golden image", fix="pass --image FILE")
+
+
+_JPEG = {".jpg", ".jpeg"}
+
+
+def _answer(
+    bundle: Bundle,
+    source: str,
+    split: Split,
+    suite: Suite,
+    links: Mapping[str, Link],
+    scratch: Path,
+    resume: bool,
+    found: Measured,
+    progress: Progress,
+) -> Answers | None:
+    """Let everybody who is alive answer the test images."""
+    image = bundle.manifest.image
+    probe = split.tensor(0, image)[None].repeat(2, 0)
+    one_by_one = [name for name in links if name.endswith("@litert")]
+    answerers, refused = alive(links, one_by_one, scratch, probe)
+    found.left_out += [(f"answers of {name}", why) for name, why in refused.items()]
+    if not answerers:
+        return None
+    key = {
+        "bundle": sha256(bundle.path(MANIFEST)),
+        "images": split.digest(),
+        "threads": suite.threads,
+    }
+    kept = checkpoint_place("bench", bundle.root, source, *sorted(answerers))
+    try:
+        answers = sweep(
+            split,
+            image,
+            answerers,
+            checkpoint=kept,
+            key=key,
+            resume=resume and kept is not None and kept.exists(),
+            progress=progress,
+            task="accuracy",
+        )
+    except CnnEdgeError as error:  # the latencies are measured, and not thrown away with it
+        found.left_out.append(("accuracy", str(error)))
+        return None
+    recorded = recorded_answers(bundle, split)
+    if "keras" in answers:
+        expected, reference = answers["keras"], "Keras, in this run"
+    elif recorded is not None:
+        expected, reference = recorded, "Keras, as recorded at export"
+    else:
+        name = next((n for n in answers if n.startswith("fp32@")), None)
+        if name is None:
+            return None
+        expected, reference = answers[name], f"{name} (held to Keras at export)"
+    return Answers(split, expected, reference, answers, source)
