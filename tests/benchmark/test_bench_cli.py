@@ -463,3 +463,25 @@ def test_the_suites_of_the_repository_are_valid():
     assert [f.name for f in files] == ["edge-cpu.toml", "gpu.toml", "smoke-cpu.toml"]
     for file in files:
         assert read_suite(file, {}).models
+
+
+def test_a_bundle_that_takes_floats_is_fed_images_like_every_other(toy_file, tmp_path):
+    from cnnedge.pipeline import export_bundle
+    from cnnedge.recipe import make_recipe
+
+    recipe = make_recipe(
+        model=str(toy_file), input="float32", precision=("fp32",), bench_seconds=0.1, test_images=40
+    )
+    export_bundle(recipe, tmp_path / "floats")
+    result = run(
+        *("bench", tmp_path / "floats", "--reference", toy_file, "--data", "digits", "--json"),
+        *("--runtime", "cpu,openvino", "--test-images", 40, "--seconds", 0.2, "--rounds", 1),
+        *("--scenarios", "single-stream,layers"),
+    )
+    assert result.exit_code == 0, result.output
+    (model,) = json.loads(result.stdout)["models"]
+    assert model["layout"] == "float32 NHWC [N, 32, 32, 3]"
+    rows = {row["name"]: row for row in model["contestants"]}
+    for name in ("fp32@cpu", "fp32@openvino"):
+        assert rows[name]["accuracy"]["max_abs_diff"] < 1e-4
+        assert rows[name]["layers"]
