@@ -25,7 +25,7 @@ demo: $(READY)
 	$(BIN)/cnnedge predict demo/alexnet_v1 demo/alexnet_v1/selftest/golden-00.png --top 3
 	@echo "the reports: demo/alexnet_v1/report.html, demo/bench.html"
 
-# Models first (minutes, once), then the suite: under a quarter of an hour on two cores.
+# Models first (minutes, the first time), then the suite: under a quarter of an hour on two cores.
 bench: $(READY)
 	$(BIN)/python benchmarks/prepare.py build/bench
 	$(BIN)/cnnedge bench benchmarks/edge-cpu.toml -o build/bench/edge-cpu.json \

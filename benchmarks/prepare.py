@@ -41,7 +41,7 @@ def main() -> None:
     ):
         if not bundle.exists():
             tell(f"exporting {bundle}")
-            export_bundle(make_recipe(model=model, precision=precision), bundle)
+            export_bundle(make_recipe(model=model, precision=precision, bench_seconds=1), bundle)
 
 
 def draw_weights(model: str, path: Path) -> None:

@@ -143,3 +143,17 @@ def test_the_probes_are_what_they_are_said_to_be():
 )
 def test_a_profiles_nodes_are_told_to_their_layers(node, layer_name):
     assert layer_of(node, {"conv1": 0, "conv1_1": 0, "fc1": 0}) == layer_name
+
+
+def test_the_probes_travel_with_the_package():
+    """A wheel has them, and so has a clone: they are neither ignored nor left out."""
+    import subprocess
+    import tomllib
+    from pathlib import Path
+
+    root = Path(__file__).parents[2]
+    settings = tomllib.loads((root / "pyproject.toml").read_text())
+    assert "benchmark/probes/*.onnx" in settings["tool"]["setuptools"]["package-data"]["cnnedge"]
+    if (root / ".git").exists():
+        listed = ["git", "ls-files", "--error-unmatch", *sorted(str(FOLDER / n) for n in PROBES)]
+        assert subprocess.run(listed, cwd=root, capture_output=True).returncode == 0
