@@ -67,6 +67,8 @@ def model_document(found: Measured, suite: Suite, peaks: Peaks | None) -> dict[s
     for one in found.collected:
         layers, why = graphs(one.contestant)
         bounds = None if peaks is None or layers is None else layer_bounds(layers, peaks)
+        if peaks is None:
+            why = "the machine's peaks were not measured"
         row = contestant_row(one, baseline, bounds, why)
         row["error"] = one.error
         row |= _answers_row(found, one.contestant, manifest, judged)

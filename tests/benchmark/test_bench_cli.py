@@ -485,3 +485,21 @@ def test_a_bundle_that_takes_floats_is_fed_images_like_every_other(toy_file, tmp
     for name in ("fp32@cpu", "fp32@openvino"):
         assert rows[name]["accuracy"]["max_abs_diff"] < 1e-4
         assert rows[name]["layers"]
+
+
+def test_a_bench_without_a_roof_still_measures(toy_bundle, monkeypatch):
+    from cnnedge.benchmark import run as benchmark
+
+    def refuse(*arguments, **options):
+        raise BackendError("peaks: no such file")
+
+    monkeypatch.setattr(benchmark, "call", refuse)
+    result = run("bench", toy_bundle.root, *BRIEF, "--runtime", "cpu", "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    (model,) = document["models"]
+    assert document["peaks"] is None
+    assert {"name": "peaks", "why": "peaks: no such file"} in model["left_out"]
+    for row in model["contestants"]:
+        assert row["single_stream"]["p50_ms"] > 0
+        assert row["roofline"]["why"] == "the machine's peaks were not measured"
