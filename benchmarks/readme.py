@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnedge.benchmark.document import read_result
-from cnnedge.report.benchmark import HEADERS, main_rows, where
+from cnnedge.report.benchmark import HEADERS, main_rows, markdown_cell, where
 
 HERE = Path(__file__).parent
 README, RESULTS, PLOTS = HERE / "README.md", HERE / "results", HERE / "plots"
@@ -64,7 +64,7 @@ def _model(name: str, model: Mapping[str, Any]) -> str:
         "|---" * len(columns) + "|",
     ]
     for source, row in zip(model["contestants"], main_rows(model), strict=True):
-        cells = ["–" if row[i] is None else str(row[i]) for i in columns]
+        cells = [markdown_cell(row[i]) for i in columns]
         if source["name"] == model["pick"]["name"]:
             cells[0] = f"**{cells[0]}**"
         lines.append("| " + " | ".join(cells) + " |")
@@ -111,7 +111,8 @@ def draw(name: str, model: Mapping[str, Any]) -> Path:
         )
     left.set_yticks(range(len(rows)), [row["title"] for row in reversed(rows)])
     left.set_xscale("log")
-    left.set_xlabel("ms an image, batch 1 (box: quartiles, whiskers: 5 to 95 %)")
+    _plain_ticks(left.xaxis)
+    left.set_xlabel("ms an image (box: quartiles, whiskers: 5 to 95 %)")
     left.grid(axis="x", alpha=0.3, which="both")
     if batched:
         right = axes[1]
@@ -124,8 +125,11 @@ def draw(name: str, model: Mapping[str, Any]) -> Path:
                 linestyle="-" if row["precision"] == "int8" else "--",
                 label=row["title"],
             )
+        batches = sorted({point["batch"] for row in batched for point in row["offline"]})
         right.set_xscale("log", base=2)
+        right.set_xticks(batches, [str(batch) for batch in batches])
         right.set_yscale("log")
+        _plain_ticks(right.yaxis)
         right.set_xlabel("images in a batch")
         right.set_ylabel("images/s")
         right.grid(alpha=0.3, which="both")
@@ -135,6 +139,15 @@ def draw(name: str, model: Mapping[str, Any]) -> Path:
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
     return path
+
+
+def _plain_ticks(axis: Any) -> None:
+    """Label a logarithmic axis 1, 2, 5, 10 … in plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def main() -> None:

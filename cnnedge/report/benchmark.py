@@ -101,13 +101,20 @@ def as_markdown(document: Mapping[str, Any]) -> str:
         ]
         chosen = model["pick"]["name"]
         for source, row in zip(model["contestants"], main_rows(model), strict=True):
-            cells = ["–" if cell is None else str(cell).replace("|", "\\|") for cell in row]
+            cells = [markdown_cell(cell) for cell in row]
             if source["name"] == chosen:
                 cells[0] = f"**{cells[0]}**"
             lines.append("| " + " | ".join(cells) + " |")
         lines += ["", *(f"- {line.strip()}" for line in remarks(document, model))]
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
+
+
+def markdown_cell(value: Any) -> str:
+    """Return a table's cell, with what Markdown would take for its own escaped."""
+    if value is None:
+        return "–"
+    return str(value).replace("|", "\\|").replace("*", "\\*")
 
 
 def as_csv(document: Mapping[str, Any]) -> str:
