@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from cnnedge.benchmark.accuracy import unpack
-from cnnedge.benchmark.statistics import unpaired_ratio
+from cnnedge.benchmark.statistics import block_medians, unpaired_ratio
 from cnnedge.result import paired_interval
 
 TOLERANCE = 0.03  # of a latency: less is nobody's regression
+FEWEST_ROUNDS = 2  # that tell how much one process differs from the next
 SIZE_TOLERANCE = 0.01
 MEMORY_TOLERANCE = 0.10
 
@@ -29,7 +30,7 @@ class Change:
     Attributes:
         model: The model's name; likewise the contestant's.
         contestant: Its name.
-        figure: "p50", "offline, batch 8", "top-1", "size", "memory" or "measured".
+        figure: "p50", "offline, batch 2 to 16", "top-1", "size", "memory" or "measured".
         before: The old figure.
         after: The new one.
         unit: Of both.
@@ -123,9 +124,11 @@ def _model(
                 new["name"], name, one["single_stream"], now["single_stream"], machine, tolerance
             )
         )
-        rows += _throughputs(new["name"], one, now, machine, tolerance)
-        if (row := _accuracy(old, new, one, now)) is not None:
-            rows.append(row)
+        for row in (
+            _throughput(new["name"], one, now, machine, tolerance),
+            _accuracy(old, new, one, now),
+        ):
+            rows += [] if row is None else [row]
         rows += _sizes(new["name"], one, now)
     return rows
 
@@ -140,57 +143,65 @@ def _latency(
 ) -> Change:
     ratio, resampled = unpaired_ratio(new["samples_ms"], old["samples_ms"])
     interval = _interval(resampled)
-    verdict, why = _verdict(ratio, resampled, machine, tolerance)
+    rounds = min(len(block_medians(one["samples_ms"])) for one in (old, new))
+    verdict, why = _verdict(ratio, resampled, machine, tolerance, rounds)
     return Change(
         model, name, "p50", old["p50_ms"], new["p50_ms"], "ms", ratio, interval, verdict, why
     )
 
 
-def _throughputs(
+def _throughput(
     model: str,
     old: Mapping[str, Any],
     new: Mapping[str, Any],
     machine: np.ndarray | None,
     tolerance: float,
-) -> list[Change]:
-    rows = []
-    now = {point["batch"]: point for point in new.get("offline") or ()}
-    for point in old.get("offline") or ():
-        later = now.get(point["batch"])
-        if later is None or point["batch"] == 1:  # single-stream tells that better
-            continue
-        ratio, resampled = unpaired_ratio(
-            _as_blocks(later["samples_ms"]), _as_blocks(point["samples_ms"])
-        )
-        verdict, why = _verdict(ratio, resampled, machine, tolerance)
-        rows.append(
-            Change(
-                model,
-                old["name"],
-                f"offline, batch {point['batch']}",
-                point["p50_ms"],
-                later["p50_ms"],
-                "ms",
-                ratio,
-                _interval(resampled),
-                verdict,
-                why,
-            )
-        )
-    return rows
+) -> Change | None:
+    """Compare all batch sizes as one figure: many of few rounds each would often err by chance."""
+    points = [{p["batch"]: p for p in one.get("offline") or ()} for one in (old, new)]
+    # Single-stream tells of batch 1, and better.
+    batches = sorted(set(points[0]) & set(points[1]) - {1})
+    if not batches:
+        return None
+    before, after = (_per_image(found, batches) for found in points)
+    ratio, resampled = unpaired_ratio(_as_rounds(after), _as_rounds(before))
+    verdict, why = _verdict(ratio, resampled, machine, tolerance, min(len(before), len(after)))
+    return Change(
+        model,
+        old["name"],
+        f"offline, batch {batches[0]} to {batches[-1]}",
+        float(np.median(before)),
+        float(np.median(after)),
+        "ms an image",
+        ratio,
+        _interval(resampled),
+        verdict,
+        why,
+    )
 
 
-def _as_blocks(samples: Sequence[float]) -> list[list[list[float]]]:
-    """Return single calls as what is resampled: large batches take as long as a block does."""
-    return [[[sample] for sample in samples]]
+def _per_image(points: Mapping[int, Mapping[str, Any]], batches: Sequence[int]) -> list[float]:
+    """Return each round's milliseconds an image, the geometric mean over batch sizes."""
+    rounds = min(len(points[batch]["samples_ms"]) for batch in batches)
+    return [
+        float(np.exp(np.mean([np.log(np.median(points[b]["samples_ms"][r]) / b) for b in batches])))
+        for r in range(rounds)
+    ]
+
+
+def _as_rounds(values: Sequence[float]) -> list[list[list[float]]]:
+    """Return one value a round as samples."""
+    return [[[value]] for value in values]
 
 
 def _verdict(
-    ratio: float, resampled: np.ndarray, machine: np.ndarray | None, tolerance: float
+    ratio: float, resampled: np.ndarray, machine: np.ndarray | None, tolerance: float, rounds: int
 ) -> tuple[str, str]:
     """Judge a latency's growth, with and without what the machine itself did."""
     low, high = _interval(resampled)
     if low > 1 + tolerance:
+        if rounds < FEWEST_ROUNDS:
+            return "not comparable", "one round cannot tell a slower model from an unlucky process"
         if machine is None:
             return "regressed", ""
         # `machine` is how many times faster the new run's machine was: at the old one's rate the

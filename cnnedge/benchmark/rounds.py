@@ -41,7 +41,7 @@ class Collected:
         rounds: Single-stream samples, ``[round][block][call]``.
         warm_ups: What each round's warm-up told.
         gpu: The same calls by part, where they ran on a GPU that tells.
-        offline: Samples by batch size.
+        offline: Samples by batch size and round.
         clients: Samples and elapsed seconds by number of clients, a turn each.
         server: Likewise by load, with the offered rate.
         idle: First calls after a pause.
@@ -58,7 +58,7 @@ class Collected:
     rounds: list[list[list[float]]] = field(default_factory=list)
     warm_ups: list[Mapping[str, Any]] = field(default_factory=list)
     gpu: list[GpuTimes] = field(default_factory=list)
-    offline: dict[int, list[float]] = field(default_factory=dict)
+    offline: dict[int, list[list[float]]] = field(default_factory=dict)
     clients: dict[int, list[Mapping[str, Any]]] = field(default_factory=dict)
     server: dict[float, dict[str, Any]] = field(default_factory=dict)
     idle: list[float] = field(default_factory=list)
@@ -133,6 +133,9 @@ def hold_rounds(
             _single_stream(every, links, suite, shuffled, steps)
             for one in _running(every, links):  # before profiles and the like load it again
                 one.memory.append(_ask(one, links, "memory", "memory") or {})
+            if "offline" in suite.scenarios:
+                _offline(every, links, suite, shuffled)
+                steps()
             if number == suite.rounds - 1:
                 _other_scenarios(every, links, target, suite, shuffled, steps)
                 if at_the_end is not None:
@@ -150,8 +153,8 @@ class _Steps:
 
     def __init__(self, suite: Suite, progress: Progress) -> None:
         self._progress, self._done = progress, 0
-        others = [s for s in suite.scenarios if s not in {"single-stream", "cold-start"}]
-        self._total = suite.rounds * (1 + BLOCKS) + len(others)
+        each = 1 + BLOCKS + ("offline" in suite.scenarios)
+        self._total = suite.rounds * each + len(set(suite.scenarios) & set(_SCENARIOS))
 
     def __call__(self) -> None:
         self._done += 1
@@ -259,13 +262,16 @@ def _turns(
         yield from _shuffled(_running(every, links), shuffled)
 
 
-def _offline(every: Any, links: Any, target: Target, suite: Suite, shuffled: Any) -> None:
+def _offline(
+    every: list[Collected], links: Mapping[str, Link], suite: Suite, shuffled: random.Random
+) -> None:
+    """In every round, for throughput too is a process's, and may be its luck."""
     for batch in suite.batches:
-        for one in _turns(every, links, shuffled):
+        for one in _shuffled(_running(every, links), shuffled):
             asked = {"seconds": TURN_SECONDS, "batch": batch, "calls": 2}
             found = _ask(one, links, "offline", "block", **asked)
             if found is not None:
-                one.offline.setdefault(batch, []).extend(found["samples"])
+                one.offline.setdefault(batch, []).append(found["samples"])
 
 
 def _multi_stream(every: Any, links: Any, target: Target, suite: Suite, shuffled: Any) -> None:
@@ -354,7 +360,6 @@ def _sustained(every: Any, links: Any, target: Target, suite: Suite, shuffled: A
 
 
 _SCENARIOS = {
-    "offline": _offline,
     "multi-stream": _multi_stream,
     "server": _server,
     "waterfall": _waterfall,

@@ -102,15 +102,18 @@ def _single_stream(one: Collected, baseline: Collected | None) -> dict[str, Any]
 
 
 def _offline(one: Collected) -> list[dict[str, Any]]:
-    return [
-        {
-            "batch": batch,
-            "p50_ms": ms(float(np.median(samples))),
-            "images_per_second": round(batch / float(np.median(samples)), 2),
-            "samples_ms": [ms(s) for s in samples],
-        }
-        for batch, samples in sorted(one.offline.items())
-    ]
+    found = []
+    for batch, rounds in sorted(one.offline.items()):
+        median = float(np.median(np.concatenate(rounds)))
+        found.append(
+            {
+                "batch": batch,
+                "p50_ms": ms(median),
+                "images_per_second": round(batch / median, 2),
+                "samples_ms": [[ms(s) for s in samples] for samples in rounds],
+            }
+        )
+    return found
 
 
 def _multi_stream(one: Collected) -> list[dict[str, Any]]:

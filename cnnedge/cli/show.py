@@ -292,7 +292,16 @@ def show_changes(changes: Any) -> None:
     """Show two results, compared."""
     from cnnedge.report.benchmark import CHANGE_HEADERS, change_rows
 
-    print_table(CHANGE_HEADERS, change_rows(changes), left=(0, 1, 2, 6))
+    quiet = {"same", "within noise"}
+    rows = [
+        row
+        for row, change in zip(change_rows(changes), changes["changes"], strict=True)
+        if change["figure"] == "p50" or change["verdict"] not in quiet
+    ]
+    print_table(CHANGE_HEADERS, rows, left=(0, 1, 2, 6))
+    left = len(changes["changes"]) - len(rows)
+    if left:
+        click.echo(f"{left} more figures are the same or within noise (--json has them all)")
     if changes["machine"]:
         ratio, low, high = changes["machine"]
         click.echo(f"the machine's FP32 peak: {ratio:.3f}× [{low:.3f}, {high:.3f}] of before")

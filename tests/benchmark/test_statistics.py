@@ -87,7 +87,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
         )
         _, low, high = paired_ratio(a, b, seed=trial, resamples=300)
         covered += low <= 2.0 <= high
-    assert covered >= 85  # a bootstrap over eight rounds is a little too narrow
+    assert covered >= 88  # of 400 such runs 95 % did; see docs/decisions/benchmark-processes.md
 
 
 def test_a_ratio_needs_samples_and_bears_missing_blocks():

@@ -201,11 +201,30 @@ def test_size_and_memory():
 def test_throughput():
     old, new = document(row("a@cpu", 1.0)), document(row("a@cpu", 1.0))
     for doc, ms in ((old, 8.0), (new, 10.0)):
-        samples = [ms * (1 + 0.001 * k) for k in range(10)]
-        point = {"batch": 8, "p50_ms": ms, "samples_ms": samples}
-        doc["models"][0]["contestants"][0]["offline"] = [point]
-    assert verdicts(old, new)[0]["offline, batch 8"] == "regressed"
-    assert verdicts(new, old)[0]["offline, batch 8"] == "improved"
+        rounds = [[ms * (1 + 0.001 * k + luck) for k in range(10)] for luck in (0, 0.01, 0.02)]
+        double = [[2 * s for s in samples] for samples in rounds]
+        doc["models"][0]["contestants"][0]["offline"] = [
+            {"batch": 1, "samples_ms": [[1.0]]},  # single-stream tells that better
+            {"batch": 8, "samples_ms": rounds},
+            {"batch": 16, "samples_ms": double},
+        ]
+    assert verdicts(old, new)[0]["offline, batch 8 to 16"] == "regressed"
+    found, changes = verdicts(new, old)
+    assert found["offline, batch 8 to 16"] == "improved"
+    (change,) = [c for c in changes.rows if c.figure.startswith("offline")]
+    assert change.before == pytest.approx(10.0 / 8, rel=0.03)
+    assert change.ratio == pytest.approx(0.8)
+
+
+def test_one_round_cannot_tell_a_slower_model_from_an_unlucky_process():
+    old, new = document(row("a@cpu", 1.0)), document(row("a@cpu", 1.5, seed=7))
+    for doc in (old, new):
+        single = doc["models"][0]["contestants"][0]["single_stream"]
+        single["samples_ms"] = single["samples_ms"][:1]
+    found, changes = verdicts(old, new)
+    assert found["p50"] == "not comparable"
+    assert "unlucky process" in next(c.why for c in changes.rows if c.figure == "p50")
+    assert not changes.regressed
 
 
 def test_who_was_measured_and_now_fails_has_regressed():
