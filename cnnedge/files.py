@@ -7,9 +7,11 @@ import glob
 import hashlib
 import os
 import shutil
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from cnnedge.errors import CnnEdgeError, ModelError
 
@@ -128,6 +130,25 @@ def require_space(folder: Path, needed: int, purpose: str) -> None:
             f"{needed / 1e9:.2f} GB",
             fix="free some space or choose another disk",
         )
+
+
+def read_toml(path: Path, kind: str, *, see: str) -> dict[str, Any]:
+    """Return what a TOML file holds.
+
+    Args:
+        path: The file.
+        kind: What it is, as in "recipe".
+        see: The page that says what may be in it.
+
+    Raises:
+        CnnEdgeError: the file is missing, or is no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CnnEdgeError(f"cannot read the {kind} {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CnnEdgeError(f"{path} is no TOML: {error}", fix=f"see {see}") from error
 
 
 def write_text(path: Path, text: str) -> None:

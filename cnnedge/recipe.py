@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
 from cnnedge.errors import CnnEdgeError, MissingExtraError
+from cnnedge.files import read_toml
 from cnnedge.image import NORMALIZATIONS
 
 try:
@@ -101,12 +101,7 @@ def read_recipe(path: Path | str) -> Recipe:
         CnnEdgeError: the file is missing, is no TOML, or holds a wrong value.
     """
     path = Path(path)
-    try:
-        fields = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CnnEdgeError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise CnnEdgeError(f"{path} is no TOML: {error}", fix="see export/README.md") from error
+    fields = read_toml(path, "recipe", see="export/README.md")
     for key in ("model", "labels", "data"):
         value = fields.get(key)
         if isinstance(value, str) and (path.parent / value).exists():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from cnnedge.errors import CnnEdgeError
+from cnnedge.files import read_toml
 
 SCENARIOS = (
     *("single-stream", "offline", "multi-stream", "server", "cold-start"),
@@ -124,12 +124,7 @@ def read_suite(path: Path | str, changes: Mapping[str, Any]) -> Suite:
         CnnEdgeError: the file is missing, is no TOML, or holds a wrong value.
     """
     path = Path(path)
-    try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CnnEdgeError(f"cannot read the suite {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise CnnEdgeError(f"{path} is no TOML: {error}", fix="see docs/benchmark.md") from error
+    found = read_toml(path, "suite", see="docs/benchmark.md")
     entries = found.pop("model", [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise _wrong("model", entries, "write one [[model]] table for each bundle")

@@ -212,35 +212,9 @@ def _show_scenarios(model: Any) -> None:
         names: tuple[str, ...] = next(tuple(times) for _, times in on_gpu if times)
         found = [(title, *(f"{times[n]:.3f}" for n in names)) for title, times in on_gpu if times]
         print_table(("on the GPU, medians", *names), found)
-    batches = sorted({point["batch"] for row in rows for point in row["offline"]})
-    if batches:
-        table = [
-            (row["title"], *(by.get(batch) for batch in batches))
-            for row in rows
-            if (by := {p["batch"]: f"{p['images_per_second']:,.0f}" for p in row["offline"]})
-        ]
-        print_table(("offline, images/s at batch", *map(str, batches)), table)
-    clients = sorted({point["clients"] for row in rows for point in row["multi_stream"]})
-    if clients:
-        table = [
-            (row["title"], *(by.get(count) for count in clients))
-            for row in rows
-            if (
-                by := {
-                    p["clients"]: f"{p['p50_ms']:.2f} ms, {p['images_per_second']:,.0f}/s"
-                    for p in row["multi_stream"]
-                }
-            )
-        ]
-        print_table(("multi-stream: clients", *map(str, clients)), table)
-    loads = sorted({point["load"] for row in rows for point in row["server"]})
-    if loads:
-        table = [
-            (row["title"], *(by.get(load) for load in loads))
-            for row in rows
-            if (by := {p["load"]: _p50_p90(p) for p in row["server"]})
-        ]
-        print_table(("server, p50 (p90) at load", *(f"{load:.0%}" for load in loads)), table)
+    _show_points(rows, "offline", "batch", "offline, images/s at batch", _rate)
+    _show_points(rows, "multi_stream", "clients", "multi-stream: clients", _p50_and_rate)
+    _show_points(rows, "server", "load", "server, p50 (p90) at load", _p50_p90)
     falls = [(row["title"], row["waterfall"]) for row in rows if row["waterfall"]]
     if falls:
         file = falls[0][1]["file"]
@@ -257,6 +231,26 @@ def _show_scenarios(model: Any) -> None:
         what = f"ms, from a {file['width']}×{file['height']} {file['format']} to a label"
         print_table((what, *stages, "whole", "cnnedge.load"), table)
     _show_endurance(rows)
+
+
+def _show_points(rows: Any, scenario: str, at: str, header: str, cell: Any) -> None:
+    """Show a scenario that was measured at several points, a column each."""
+    points = sorted({point[at] for row in rows for point in row[scenario]})
+    table = [
+        (row["title"], *(found.get(point) for point in points))
+        for row in rows
+        if (found := {point[at]: cell(point) for point in row[scenario]})
+    ]
+    if points:
+        print_table((header, *(f"{p:.0%}" if at == "load" else str(p) for p in points)), table)
+
+
+def _rate(point: Any) -> str:
+    return f"{point['images_per_second']:,.0f}"
+
+
+def _p50_and_rate(point: Any) -> str:
+    return f"{point['p50_ms']:.2f} ms, {_rate(point)}/s"
 
 
 def _show_endurance(rows: Any) -> None:
