@@ -219,9 +219,10 @@ def _single_stream(
         one.warm_ups.append(_ask(one, links, "warm-up", "warm_up", **asked) or {})
         one.rounds.append([])
     seconds = suite.seconds / (suite.rounds * BLOCKS * max(len(running), 1))
-    for _ in range(BLOCKS):
+    for block in range(BLOCKS):
         steps()
-        if len(every[0].rounds) > 1 and all(map(_known_well, _running(every, links))):
+        # Each round has a block: what one process differs from the next is not known otherwise.
+        if block and len(every[0].rounds) > 1 and all(map(_known_well, _running(every, links))):
             continue
         for one in _shuffled(_running(every, links), shuffled):
             found = _ask(one, links, "single-stream", "block", seconds=seconds, batch=suite.batch)
@@ -337,7 +338,8 @@ def _sustained(every: Any, links: Any, target: Target, suite: Suite, shuffled: A
     window = min(SUSTAINED_WINDOW, suite.sustained_seconds / 4)
     for one in _running(every, links):
         spent = 0.0
-        while spent < suite.sustained_seconds:
+        # Four at least, or there is no first and last quarter to compare, however slow a call is.
+        while spent < suite.sustained_seconds or len(one.sustained) < 4:
             before = read_sensors()
             found = _ask(one, links, "sustained", "block", seconds=window, batch=suite.batch)
             if found is None:

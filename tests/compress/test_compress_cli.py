@@ -71,7 +71,10 @@ class TestTheResult:
 
     def test_it_exports_quantizes_and_verifies(self, compressed, tmp_path):
         out, _ = compressed
-        exported = run("export", out, "-o", tmp_path / "bundle", "--max-drop", 5)
+        # Without FP16, whose parity is tested on weights that are the same on every CPU: these were
+        # trained here, to values of which no rounding error can be told beforehand.
+        options = ("--max-drop", 5, "--precision", "fp32,int8")
+        exported = run("export", out, "-o", tmp_path / "bundle", *options)
         assert exported.exit_code == 0, exported.output
         verified = run("verify", tmp_path / "bundle", "--data", "digits", "--json")
         assert verified.exit_code == 0, verified.output
