@@ -289,7 +289,7 @@ def test_a_users_own_runtime_takes_part_by_import_string(toy_bundle, tmp_path, m
     rows = {row["name"]: row for row in json.loads(result.stdout)["models"][0]["contestants"]}
     fake = rows["int8@fake_runtime:open_fake"]
     assert fake["provider"] == "Fake 1.0, None threads"
-    assert fake["single_stream"]["p50_ms"] == pytest.approx(5, abs=2)
+    assert 5 <= fake["single_stream"]["p50_ms"] < 500  # a sleep of five milliseconds
     assert fake["peer"]
 
 
