@@ -55,6 +55,7 @@ RUNTIMES = {
     "litert": "LiteRT with XNNPACK, by its own converter",
 }
 PEERS = frozenset({"openvino", "litert"})
+ON_GPU = frozenset(BUNDLE_RUNTIMES) - {"cpu", "openvino"}
 _TITLES = {
     "cpu": "ONNX Runtime",
     "cuda": "ORT CUDA",

@@ -287,6 +287,9 @@ def _server(every: Any, links: Any, target: Target, suite: Suite, shuffled: Any)
     """Arrivals at shares of what each itself gets through, so that every load can be borne."""
     for load in suite.loads:
         for one in _shuffled(_running(every, links), shuffled):
+            if not len(flatten(one.rounds)):
+                one.notes["server"] = "its own rate, which loads are shares of, is not known"
+                continue
             rate = load / one.median
             seconds = max(2.0, FEWEST_SAMPLES[90] / rate)
             asked = {"rate": rate, "seconds": seconds, "seed": suite.seed}

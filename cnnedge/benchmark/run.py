@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cnnedge.benchmark.accuracy import Answers, alive
-from cnnedge.benchmark.contestants import check_labels, enter, litert_jobs
+from cnnedge.benchmark.contestants import ON_GPU, check_labels, enter, litert_jobs
 from cnnedge.benchmark.document import KIND, SCHEMA, Measured, model_document
 from cnnedge.benchmark.environment import (
     conditions,
@@ -71,9 +71,7 @@ def bench(
     measured = [_measure(entry, suite, rounds, start, resume, progress) for entry in suite.models]
     peaks = best_of(rounds) if rounds else None
     models = [model_document(found, suite, peaks) for found in measured]
-    gpu = None
-    if not set(suite.runtimes) <= _ON_CPU:
-        gpu, _ = describe_gpu()
+    gpu = describe_gpu()[0] if ON_GPU & set(suite.runtimes) else None
     return {
         "schema": SCHEMA,
         "kind": KIND,
@@ -89,9 +87,6 @@ def bench(
         "peaks": peak_rows(rounds, peaks) if peaks else None,
         "models": models,
     }
-
-
-_ON_CPU = {"cpu", "openvino", "litert", "keras"}
 
 
 def _measure(

@@ -110,7 +110,7 @@ def verify_command(
 @click.option(
     "--batch", type=click.IntRange(1), help="Images in a call of single-stream. Default: 1."
 )
-@click.option("--batches", metavar="LIST", help="Of offline. Default: 1,2,4,8,16.")
+@click.option("--batches", metavar="LIST", help="Of offline. Default: 1,4,16.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of one call; default: all cores.")
 @click.option("--test-images", type=click.IntRange(1), help="At most this many.")
 @click.option(

@@ -173,6 +173,15 @@ def test_a_scenario_that_fails_is_noted_and_the_rest_is_measured():
     assert sum(entry == ("a", "clients") for entry in stage.log) == 1
 
 
+def test_loads_are_not_offered_where_the_own_rate_is_not_known():
+    stage = Stage(a=0.01, b=0.02)
+    stage.fails["a"] = {"block": "out of memory"}
+    a, b = stage.run(["server"], rounds=1, loads=(0.5,))
+    assert a.server == {} and "not known" in a.notes["server"]
+    assert ("a", "server") not in stage.log
+    assert b.server[0.5]["rate"] == pytest.approx(0.5 / 0.02)
+
+
 def test_a_process_that_dies_is_not_asked_again():
     stage = Stage(a=0.01, b=0.02)
     stage.fails = {"a": {"block": "its process was killed by signal 9"}}

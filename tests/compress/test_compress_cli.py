@@ -11,10 +11,12 @@ import sys
 import time
 from dataclasses import replace
 
+import keras
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from cnnedge.backends.keras import ModelNote, save_model
 from cnnedge.cli import main
 from cnnedge.inspect import inspect_model
 from cnnedge.pipeline import hardware
@@ -71,8 +73,9 @@ class TestTheResult:
 
     def test_it_exports_quantizes_and_verifies(self, compressed, tmp_path):
         out, _ = compressed
-        # Without FP16, whose parity is tested on weights that are the same on every CPU: these were
-        # trained here, to values of which no rounding error can be told beforehand.
+        # Without FP16: these weights were trained here, to values of which no rounding error can be
+        # told beforehand. `test_a_compressed_network_exports_to_fp16` has weights that are the same
+        # on every CPU.
         options = ("--max-drop", 5, "--precision", "fp32,int8")
         exported = run("export", out, "-o", tmp_path / "bundle", *options)
         assert exported.exit_code == 0, exported.output
@@ -90,6 +93,24 @@ class TestTheResult:
         options = ("--macs", 0.6, "--max-drop", 100, *QUICK)
         assert run("compress", out, *options, "-o", again).exit_code == 0
         assert inspect_model(str(again)).macs <= 0.6 * inspect_model(str(out)).macs
+
+
+def test_a_compressed_network_exports_to_fp16(toy_model, digits, digit_contract, tmp_path):
+    """Seeded weights, a third of them cut away and hardly trained again: the same on every CPU."""
+    keras.utils.set_random_seed(3)
+    model = keras.models.clone_model(toy_model)
+    source, out = tmp_path / "seeded.keras", tmp_path / "small.keras"
+    save_model(model, source, ModelNote("toy", digits.labels, digit_contract, "unit", "digits"))
+    once = ("--multiple", 4, "--epochs", 1, "--round-epochs", 1, "--learning-rate", "1e-9")
+    result = run("compress", source, "--macs", 0.6, "--max-drop", 100, *once, "-o", out)
+    assert result.exit_code == 0, result.output
+    options = ("--max-drop", 100, "--precision", "fp32,fp16")
+    exported = run("export", out, "-o", tmp_path / "bundle", *options)
+    assert exported.exit_code == 0, exported.output
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    fp16 = next(v for v in manifest["variants"] if v["name"] == "fp16")
+    assert 0 < fp16["accuracy"]["max_abs_diff"] < 2e-3
+    assert fp16["bytes"] < 0.6 * manifest["variants"][0]["bytes"]
 
 
 def test_the_table_shows_before_and_after(toy_file, tmp_path):
