@@ -18,7 +18,7 @@ from cnnedge.recipe import make_recipe
 from cnnedge.source import resolve
 from cnnedge.train import TrainOptions, train
 
-EPOCHS = 4
+EPOCHS = 3
 
 
 def main() -> None:

@@ -3,8 +3,8 @@
     python benchmarks/readme.py            # writes them anew
     python benchmarks/readme.py --check    # exit code 1 where they are not what results/ say
 
-The results are those of `cnnedge bench benchmarks/edge-cpu.toml`, one file for each machine:
-``results/edge-cpu-MACHINE.json``.
+The results are those of the suites `edge-cpu.toml` and `sustained-cpu.toml`, one file for each
+machine: ``results/edge-cpu-MACHINE.json``, ``results/sustained-cpu-MACHINE.json``.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ COLOURS = {
 MARKERS = {"fp32": "o", "fp16": "s", "bf16": "^", "int8": "D"}
 
 
-def results() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the name and the document of each recorded run."""
-    for path in sorted(RESULTS.glob("edge-cpu-*.json")):
+def results(suite: str = "edge-cpu") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the name and the document of each recorded run of a suite."""
+    for path in sorted(RESULTS.glob(f"{suite}-*.json")):
         yield path.stem, read_result(path)
 
 
@@ -45,7 +45,30 @@ def section() -> str:
             f"([`{name}.json`](results/{name}.json)).\n"
         )
         parts += [_model(name, model) for model in document["models"]]
+    for name, document in results("sustained-cpu"):
+        parts += [_sustained(name, document, model) for model in document["models"]]
     return "\n".join(parts)
+
+
+def _sustained(name: str, document: Mapping[str, Any], model: Mapping[str, Any]) -> str:
+    """Return the table of a model's minutes on end."""
+    machine = document["environment"]["machine"]["cpu"]
+    lines = [
+        f"Minutes on end, **{model['name']}** on {machine} ([`{name}.json`](results/{name}.json)): "
+        "the drift of the median from the first quarter to the last.",
+        "",
+        "|  | seconds | median, first and last window | drift [95 %] |",
+        "|---|---|---|---|",
+    ]
+    for row in model["contestants"]:
+        found = row["sustained"]
+        first, last = (found["windows"][i]["p50_ms"] for i in (0, -1))
+        low, high = found["interval"]
+        lines.append(
+            f"| {row['title']} | {found['seconds']:.0f} | {first:.2f} ms, {last:.2f} ms | "
+            f"{found['drift_percent']:+.1f} % [{low:+.1f}, {high:+.1f}] |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def _model(name: str, model: Mapping[str, Any]) -> str:

@@ -460,7 +460,9 @@ def test_the_suites_of_the_repository_are_valid():
     from cnnedge.benchmark.suite import read_suite
 
     files = sorted((ROOT / "benchmarks").glob("*.toml"))
-    assert [f.name for f in files] == ["edge-cpu.toml", "gpu.toml", "smoke-cpu.toml"]
+    assert [f.name for f in files] == [
+        *("edge-cpu.toml", "gpu.toml", "smoke-cpu.toml", "sustained-cpu.toml")
+    ]
     for file in files:
         assert read_suite(file, {}).models
 
