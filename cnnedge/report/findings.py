@@ -24,8 +24,8 @@ def front(best: Sequence[Row], others: int, floor: float | None) -> str:
     outside = [str(p["title"]) for p in best if known and p["top1"] < floor]
     budget = f"; {listed(outside)} lost more than the budget allows" if outside else ""
     if len(names) == 1:
-        rest = "the other" if others == 1 else "all the others"
-        return f"{names[0]} is ahead of {rest} on both{budget}." if others else ""
+        better = "more accurate" if best[0]["top1"] is not None else "smaller"
+        return f"{names[0]} leads: no other is faster or {better}{budget}." if others else ""
     return f"On the front: {listed(names)}{budget}."
 
 

@@ -14,6 +14,7 @@ from cnnedge.benchmark.station import (
     SETTLE_SECONDS,
     STAGES,
     WARM_UP,
+    WINDOWS,
     Station,
 )
 from cnnedge.benchmark.worker import resolve
@@ -35,6 +36,12 @@ def test_a_steady_runner_warms_up_for_the_least_time():
     found = station.warm_up()
     assert found["settled"]
     assert WARM_UP <= found["seconds"] < WARM_UP + 0.2
+
+
+def test_a_slow_runner_is_not_settled_by_one_call():
+    station, runner, _ = station_of(0.6)
+    assert station.warm_up()["settled"]
+    assert runner.calls == WINDOWS
 
 
 def test_one_that_settles_late_is_waited_for():
