@@ -88,7 +88,7 @@ def unpack(
         CnnEdgeError: the temporary folder cannot be written, or the disk has no room.
     """
     try:
-        with zipfile.ZipFile(_Frugal(path)) as archive:
+        with _Frugal(path) as file, zipfile.ZipFile(file) as archive:
             entries = _entries(path, archive.infolist())
             if manifest not in entries:
                 raise BundleError(

@@ -273,7 +273,6 @@ def inference_service(bundle: Bundle, models: list[TritonModel]) -> str:
     sizes = [bundle.path(model.source).stat().st_size for model in models]
     # A graph is held with its optimized copy and the intermediates of a batch.
     memory = _SERVER_MIB + 4 * sum(-(-size // _MIB) for size in sizes)
-    batch = max(model.config["max_batch_size"] for model in models)
     gpu = [f'{" " * 10}nvidia.com/gpu: "1"\n'] if any(m.kind == "KIND_GPU" for m in models) else []
     return f"""\
 # KServe: kubectl apply -f {SERVICE}, once this repository lies at storageUri.
@@ -285,8 +284,6 @@ spec:
   predictor:
     minReplicas: 1
     maxReplicas: {_REPLICAS}
-    scaleMetric: concurrency
-    scaleTarget: {max(1, batch)}
     model:
       modelFormat:
         name: triton

@@ -26,9 +26,11 @@ class Model:
     def __init__(self, url: str, name: str) -> None:
         self.url = f"{url.rstrip('/')}/v2/models/{name}"
         config = json.loads(call(f"{self.url}/config")[1])
-        about = {key: value["string_value"] for key, value in config["parameters"].items()}
-        self.labels = json.loads(about["cnnedge.labels"])
-        self.image = json.loads(about["cnnedge.image"])
+        told = config.get("parameters", {})
+        if "cnnedge.labels" not in told:
+            sys.exit(f"error: {name} was not packaged by cnnedge: it tells no labels")
+        self.labels = json.loads(told["cnnedge.labels"]["string_value"])
+        self.image = json.loads(told["cnnedge.image"]["string_value"])
         if config["input"][0]["data_type"] != "TYPE_UINT8":
             sys.exit(f"error: {name} takes no uint8 images; export it without --input float32")
 

@@ -287,8 +287,6 @@ def test_more_than_was_declared_never_comes_out(tiny, tmp_path, temporary):
     assert entries["model.fp32.onnx"].compress_type == zipfile.ZIP_DEFLATED
     assert "and not 9000000" in refused(bad, temporary)
     # And where the manifest agrees with the small number:
-    content = bad.read_bytes()
-    assert content.count(b'"bytes": 9000000,') == 1
     bad.unlink()
     edit_manifest(tiny, lambda f: f["variants"][0].update(bytes=9000))
     (tiny / "bomb").write_bytes(bytes(9_000_000))
