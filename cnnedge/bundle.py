@@ -8,6 +8,8 @@
     selftest/         golden images, the tensors they must become, the answers they must get
     engines/*.plan    TensorRT plans, each with its note
     report.html       the same as a page
+
+The same in one zip file opens alike; see `archive`.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from cnnedge.archive import Sizes, Unpacked, is_archive, unpack
 from cnnedge.errors import BundleError
 from cnnedge.files import atomic_path, sha256, write_text
 from cnnedge.image import ImageContract
@@ -31,6 +34,9 @@ MANIFEST = "manifest.json"
 LABELS = "labels.txt"
 REPORT = "report.html"
 SELFTEST = "selftest"
+SIGNATURE = "bundle.sig"
+# What an archive may hold although its manifest does not list it: a signature covers the manifest.
+UNLISTED = frozenset({SIGNATURE})
 
 
 @dataclass(frozen=True)
@@ -155,38 +161,110 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk whose files were checked against its manifest."""
+    """A bundle on disk whose files were checked against its manifest.
+
+    Attributes:
+        root: The folder with its files; a zip file's is temporary and goes with this object.
+        manifest: What is in it.
+        unpacked: What keeps that temporary folder; None where the bundle is a folder.
+    """
 
     root: Path
     manifest: Manifest
+    unpacked: Unpacked | None = field(default=None, repr=False, compare=False)
 
     def path(self, name: str) -> Path:
         """Return the path of one of its files."""
         return self.root / name
 
+    @property
+    def origin(self) -> Path:
+        """The folder or the zip file that was opened."""
+        return self.root if self.unpacked is None else self.unpacked.archive
+
 
 def open_bundle(root: Path | str) -> Bundle:
-    """Read a bundle and check every file of it.
+    """Read a bundle, a folder or one zip file, and check every file of it.
 
     Raises:
-        BundleError: it is absent or incomplete, a file was altered, or a path leaves the bundle.
+        BundleError: it is absent or incomplete, a file was altered, or a path leaves the bundle;
+            or its archive holds what its manifest does not list.
     """
     root = Path(root)
+    if not root.is_file():
+        return Bundle(root, _read_checked_manifest(root, root))
+    if not is_archive(root):
+        what = "is one file, neither a bundle's folder nor a zip archive of one"
+        raise BundleError(f"{root} {what}", fix="give the bundle that it belongs to")
+    unpacked = unpack(root, MANIFEST, UNLISTED, lambda text: _sizes(_parse(text, root)))
+    try:
+        return Bundle(unpacked.folder, _read_checked_manifest(unpacked.folder, root), unpacked)
+    except BaseException:
+        unpacked.close()
+        raise
+
+
+def require_folder(bundle: Bundle, purpose: str) -> None:
+    """Refuse to change a bundle that is a zip file.
+
+    Args:
+        bundle: The bundle.
+        purpose: What would change it, as in "building engines".
+
+    Raises:
+        BundleError: it is one.
+    """
+    if bundle.unpacked is not None:
+        raise BundleError(
+            f"{bundle.origin} is a zip archive, and {purpose} writes into the bundle",
+            fix="unpack it, do that to the folder, and package it again",
+        )
+
+
+def _parse(text: bytes, where: Path) -> Manifest:
+    try:
+        manifest = Manifest.from_json(text.decode("utf-8"))
+        file_hashes(manifest)
+        if not all(isinstance(size, int | None) for size in _sizes(manifest).values()):
+            raise TypeError("a size is no number")
+        return manifest
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BundleError(
+            f"the manifest of {where} cannot be read ({error})", fix="copy or export it again"
+        ) from error
+
+
+def _sizes(manifest: Manifest) -> Sizes:
+    """Return every file that a manifest lists, with its size where it names one."""
+    sizes: dict[str, int | None] = {variant.file: variant.bytes for variant in manifest.variants}
+    sizes |= {name: entry["bytes"] for name, entry in manifest.files.items()}
+    sizes |= {engine.file: engine.bytes for engine in manifest.engines}
+    return sizes | {engine.note: None for engine in manifest.engines}
+
+
+def file_hashes(manifest: Manifest) -> dict[str, str]:
+    """Return every file that a manifest lists, with its hash."""
+    hashes = {variant.file: variant.sha256 for variant in manifest.variants}
+    hashes |= {name: str(entry["sha256"]) for name, entry in manifest.files.items()}
+    hashes |= {engine.file: engine.sha256 for engine in manifest.engines}
+    return hashes | {engine.note: engine.note_sha256 for engine in manifest.engines}
+
+
+def _read_checked_manifest(root: Path, where: Path) -> Manifest:
+    """Return a folder's manifest, every file having been checked; ``where`` is for messages."""
     if not (root / MANIFEST).is_file():
         what = "is no bundle: it has no manifest.json" if root.is_dir() else "does not exist"
         raise BundleError(f"{root} {what}", fix="make one with `cnnedge export MODEL -o DIR`")
     try:
-        manifest = Manifest.from_json((root / MANIFEST).read_text(encoding="utf-8"))
-    except (ValueError, KeyError, TypeError, OSError) as error:
+        text = (root / MANIFEST).read_bytes()
+    except OSError as error:
         raise BundleError(
-            f"the manifest of {root} cannot be read ({error})", fix="copy or export it again"
+            f"the manifest of {where} cannot be read ({error})", fix="copy or export it again"
         ) from error
-    expected = {variant.file: variant.sha256 for variant in manifest.variants}
-    expected |= {name: str(entry["sha256"]) for name, entry in manifest.files.items()}
-    expected |= {engine.file: engine.sha256 for engine in manifest.engines}
-    expected |= {engine.note: engine.note_sha256 for engine in manifest.engines}
+    manifest = _parse(text, where)
+    expected = file_hashes(manifest)
     for name in expected:
-        _check_inside(root, name)
+        _check_inside(root, name, where)
     # Large first and two at a time: hashing is most of the time that loading a bundle takes.
     names = sorted(expected, key=lambda name: -_size(root / name))
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
@@ -194,10 +272,10 @@ def open_bundle(root: Path | str) -> Bundle:
     for name, digest in found.items():
         if digest != expected[name]:
             raise BundleError(
-                f"{root / name} is not what the manifest names: it was altered or cut short",
+                f"{where / name} is not what the manifest names: it was altered or cut short",
                 fix="copy or export the bundle again",
             )
-    return Bundle(root, manifest)
+    return manifest
 
 
 def put_engine(
@@ -214,6 +292,7 @@ def put_engine(
     Raises:
         CnnEdgeError: the bundle cannot be written.
     """
+    require_folder(bundle, "adding a plan")
     root, sidecar = bundle.root, f"{note.file.removesuffix('.plan')}.json"
     cache = None if note.timing_cache is None else str(note.timing_cache["file"])
     others = tuple(engine for engine in bundle.manifest.engines if engine.file != note.file)
@@ -271,7 +350,7 @@ def weights_digest(arrays: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _check_inside(root: Path, name: str) -> None:
+def _check_inside(root: Path, name: str, where: Path) -> None:
     """Refuse a path that leaves the bundle, by its spelling or through a link."""
     pure = PurePosixPath(name)
     inside = (
@@ -284,7 +363,7 @@ def _check_inside(root: Path, name: str) -> None:
             inside = False
     if not inside:
         raise BundleError(
-            f"the manifest of {root} names {name!r}, which lies outside the bundle",
+            f"the manifest of {where} names {name!r}, which lies outside the bundle",
             fix="do not use this bundle",
         )
 

@@ -118,7 +118,7 @@ def run_selftest(
             raise KeyError(", ".join(sorted(missing)))
     except (OSError, ValueError, KeyError) as error:
         raise BundleError(
-            f"{bundle.root} holds no self-test ({error})", fix="export it again"
+            f"{bundle.origin} holds no self-test ({error})", fix="export it again"
         ) from error
     image = bundle.manifest.image
     before = _check_images(bundle, index["images"], tensors, image)

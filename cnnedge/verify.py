@@ -153,7 +153,7 @@ def verify_bundle(
     if dataset is not None:
         if trained and dataset.labels != manifest.labels:
             raise DataError(
-                f"the labels of {dataset.spec} are not those of {bundle.root}",
+                f"the labels of {dataset.spec} are not those of {bundle.origin}",
                 fix="verify on data with the same classes in the same order",
             )
         split = dataset.test if limit is None else dataset.test.take(limit, seed=0)
@@ -169,7 +169,7 @@ def verify_bundle(
         }
         kept = None
         if reference is None or reference_id:
-            kept = checkpoint_place("verify", bundle.root, dataset.spec, runtime)
+            kept = checkpoint_place("verify", bundle.origin, dataset.spec, runtime)
         if reference is None and expected is None:
             on_cpu = runtime == "cpu" and "fp32" in run  # then it need not run twice
             reference = run["fp32"] if on_cpu else _fp32_on_cpu(bundle)
@@ -210,7 +210,7 @@ def verify_bundle(
                 achieved,
             )
         )
-    return Verification(str(bundle.root), against, data, tuple(reports))
+    return Verification(str(bundle.origin), against, data, tuple(reports))
 
 
 def compare_variants(
@@ -271,7 +271,7 @@ def _chosen(bundle: Bundle, settings: RunSettings) -> list[Variant]:
     ]
     if not chosen:
         raise BundleError(
-            f"nothing in {bundle.root} runs on {settings.runtime}", fix="export fp16 or int8"
+            f"nothing in {bundle.origin} runs on {settings.runtime}", fix="export fp16 or int8"
         )
     return chosen
 

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "cnnedge"
 # Ground floor first; a module may import from its own floor and below, steps not from each other.
 FLOORS = [
     {"errors", "progress", "quiet"},
-    {"files", "checkpoint", "image", "machine", "plan", "result"},
+    {"archive", "files", "checkpoint", "image", "machine", "metadata", "plan", "result"},
     {"bundle", "recipe", "models", "data", "backends", "graph", "selftest", "runtime", "sweep"},
     {
         "train",
@@ -26,6 +26,7 @@ FLOORS = [
         "verify",
         "benchmark",
         "inspect",
+        "package",
         "report",
         "doctor",
     },
@@ -34,6 +35,7 @@ FLOORS = [
     {"cli", "__main__"},
 ]
 STEPS = {"train", "compress", "export", "quantize", "engine", "verify", "benchmark", "inspect"}
+STEPS |= {"package"}
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 HEAVY = {"tensorflow", "keras", "onnxruntime", "onnx", "onnx_ir", "PIL", "sklearn", "matplotlib"}
 HEAVY |= {"tensorrt", "tensorrt_rtx", "cuda", "cupy", "openvino", "ai_edge_litert", "plotly"}
@@ -110,7 +112,7 @@ def run_in(python, code):
 
 def test_the_base_install_imports_what_a_device_runs(base_venv):
     modules = "cli runtime engine plan bundle verify benchmark doctor image models data inspect"
-    modules += " train compress"
+    modules += " train compress package.archive package.single package.triton"
     code = "".join(f"import cnnedge.{name}\n" for name in modules.split())
     done = run_in(base_venv, code + "print(len(cnnedge.doctor.diagnose().abilities))")
     assert (done.returncode, done.stdout.strip()) == (0, "11"), done.stderr
@@ -122,6 +124,8 @@ def test_the_base_install_imports_what_a_device_runs(base_venv):
         (["predict", "BUNDLE", "BUNDLE/selftest/golden-00.png"], "cpu"),
         (["verify", "BUNDLE"], "cpu"),
         (["bench", "BUNDLE"], "cpu"),
+        (["package", "BUNDLE", "--onnx", "x.onnx"], "cpu"),
+        (["package", "BUNDLE", "--triton", "models"], "cpu"),
         (["export", "alexnet"], "export"),
         (["train", "alexnet", "-o", "x.keras"], "export"),
         (["compress", "x.keras", "-o", "y.keras"], "export"),

@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,59 @@ def open_session(
             fix="run `cnnedge doctor` to see what this machine lacks",
         )
     return Session(session, ran, session.get_inputs()[0].name, session.get_outputs()[0].name)
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """An input or output of a graph: its name, NumPy type, and shape; None for a free dimension."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What an ONNX file says of itself: its one input, its one output, its ``metadata_props``."""
+
+    input: TensorFacts
+    output: TensorFacts
+    metadata: Mapping[str, str]
+
+
+def facts_of(session: Session) -> ModelFacts:
+    """Return what the file of a loaded model says of itself."""
+    loaded = session.session
+    metadata = loaded.get_modelmeta().custom_metadata_map
+    return ModelFacts(_facts(loaded.get_inputs()[0]), _facts(loaded.get_outputs()[0]), metadata)
+
+
+def read_facts(model: Path | str) -> ModelFacts:
+    """Return what an ONNX file says of itself.
+
+    Raises:
+        BackendError: the runtime cannot load it.
+    """
+    options = _options(1)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # in less time
+    try:
+        session = ort.InferenceSession(os.fspath(model), options, providers=[CPU_PROVIDER])
+    except Exception as error:
+        raise BackendError(
+            f"ONNX Runtime {ort.__version__} cannot load {model}: {first_line(error)}",
+            fix="export the bundle again, or update onnxruntime",
+        ) from error
+    names = session.get_inputs()[0].name, session.get_outputs()[0].name
+    return facts_of(Session(session, CPU_PROVIDER, *names))
+
+
+_NUMPY_NAMES = {"float": "float32", "double": "float64"}
+
+
+def _facts(node: Any) -> TensorFacts:
+    dtype = node.type.removeprefix("tensor(").removesuffix(")")
+    shape = tuple(size if isinstance(size, int) else None for size in node.shape)
+    return TensorFacts(node.name, _NUMPY_NAMES.get(dtype, dtype), shape)
 
 
 def profile(

@@ -305,7 +305,7 @@ def _of_the_bundle(
             continue
         fit.append(variant)
     if not fit:
-        raise BackendError(f"nothing in {bundle.root} runs on {runtime}")
+        raise BackendError(f"nothing in {bundle.origin} runs on {runtime}")
     backend = "tensorrt" if RunSettings(runtime).runs_plans else "onnxruntime"
     backend = "openvino" if runtime == "openvino" else backend
     return [

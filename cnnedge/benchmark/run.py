@@ -110,7 +110,7 @@ def _measure(
         found.left_out += field.left_out
         if not field.contestants:
             reasons = "; ".join(f"{name}: {why}" for name, why in found.left_out)
-            raise BackendError(f"nothing of {bundle.root} can be measured here: {reasons}")
+            raise BackendError(f"nothing of {bundle.origin} can be measured here: {reasons}")
         target = _target(bundle, entry, test)
         found.file = target.file
 
@@ -140,7 +140,7 @@ def _measure(
         )
     failures = [one.error for one in found.collected if one.error is not None]
     if len(failures) == len(found.collected):
-        raise BackendError(f"nothing of {bundle.root} can be measured here: {failures[0]}")
+        raise BackendError(f"nothing of {bundle.origin} can be measured here: {failures[0]}")
     return found
 
 
@@ -216,7 +216,7 @@ def _photograph(bundle: Bundle, test: Split | None) -> Path:
     for path in found:
         if path.is_file():
             return path
-    raise BundleError(f"{bundle.root} holds no golden image", fix="pass --image FILE")
+    raise BundleError(f"{bundle.origin} holds no golden image", fix="pass --image FILE")
 
 
 _JPEG = {".jpg", ".jpeg"}
@@ -246,7 +246,7 @@ def _answer(
         "images": split.digest(),
         "threads": suite.threads,
     }
-    kept = checkpoint_place("bench", bundle.root, source, *sorted(answerers))
+    kept = checkpoint_place("bench", bundle.origin, source, *sorted(answerers))
     try:
         answers = sweep(
             split,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from cnnedge.bundle import Bundle, Variant, open_bundle, put_engine
+from cnnedge.bundle import Bundle, Variant, open_bundle, put_engine, require_folder
 from cnnedge.engine.trtexec import trtexec_line
 from cnnedge.errors import BackendError, BundleError, GateError, MissingExtraError
 from cnnedge.machine import tool_versions
@@ -87,6 +87,7 @@ def build_engines(
 
     options = options or PlanOptions()
     bundle = open_bundle(path)
+    require_folder(bundle, "building engines")
     chosen = choose_variants(bundle, variants)
     library = open_library(runtime)
     try:
@@ -124,7 +125,7 @@ def choose_variants(bundle: Bundle, names: Sequence[str] | None) -> list[Variant
     chosen = [v for v in fit if v.name in DEPLOYED] or fit
     if not chosen:
         raise BundleError(
-            f"no verified variant of {bundle.root} is for TensorRT",
+            f"no verified variant of {bundle.origin} is for TensorRT",
             fix="export fp16 or int8, or name a --variant",
         )
     return chosen

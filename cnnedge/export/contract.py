@@ -23,13 +23,10 @@ from cnnedge.graph.edit import (
     single_consumer,
 )
 from cnnedge.image import NORMALIZATIONS, ImageContract
+from cnnedge.metadata import META_IMAGE, META_LABELS, META_MODEL, META_VERSION
 
 INPUT = "image"
 OUTPUT = "probabilities"
-META_LABELS = "cnnedge.labels"
-META_IMAGE = "cnnedge.image"
-META_MODEL = "cnnedge.model"
-META_VERSION = "cnnedge.version"
 
 
 def take_uint8(model: Any, image: ImageContract, normalization: str) -> None:

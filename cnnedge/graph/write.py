@@ -7,7 +7,7 @@ fields come in any order, so the weights follow the rest of the graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,13 @@ from cnnedge.errors import ModelError
 from cnnedge.files import atomic_path
 
 _MODEL_GRAPH = 7  # ModelProto.graph
+_MODEL_METADATA = 14  # ModelProto.metadata_props
+_ENTRY_KEY, _ENTRY_VALUE = 1, 2  # of StringStringEntryProto
 _GRAPH_INITIALIZER = 5  # GraphProto.initializer
 _TENSOR_RAW_DATA = 9  # TensorProto.raw_data
 _LENGTH_DELIMITED = 2
 _STREAMED = 4096  # bytes; smaller tensors go with the rest of the graph
-_PROTOBUF_LIMIT = 2**31 - 1
+PROTOBUF_LIMIT = 2**31 - 1
 
 
 def write_onnx(model: Any, path: Path | str) -> None:
@@ -35,7 +37,7 @@ def write_onnx(model: Any, path: Path | str) -> None:
     """
     parts = list(_parts(model))
     length = sum(part.nbytes for part in parts)
-    if length > _PROTOBUF_LIMIT:
+    if length > PROTOBUF_LIMIT:
         raise ModelError(
             f"{path} would take {length / 2**30:.1f} GiB, and one ONNX file holds 2 GiB",
             fix="compress the model first",
@@ -48,6 +50,19 @@ def write_onnx(model: Any, path: Path | str) -> None:
 def serialize(model: Any) -> bytes:
     """Return the bytes that `write_onnx` would write."""
     return b"".join(part.read() for part in _parts(model))
+
+
+def metadata_bytes(entries: Mapping[str, str]) -> bytes:
+    """Return ``metadata_props`` entries as bytes to append to an ONNX file.
+
+    A repeated field's items may stand anywhere in a message, so what was there stays as it is.
+    """
+    written = bytearray()
+    for key, value in entries.items():
+        texts = ((_ENTRY_KEY, key.encode()), (_ENTRY_VALUE, value.encode()))
+        entry = b"".join(_tag(field, len(text)) + text for field, text in texts)
+        written += _tag(_MODEL_METADATA, len(entry)) + entry
+    return bytes(written)
 
 
 @dataclass(frozen=True)

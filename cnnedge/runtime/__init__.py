@@ -34,6 +34,7 @@ from cnnedge.runtime.opening import (
     read_note,
     usable_variants,
 )
+from cnnedge.runtime.single import open_single
 
 __all__ = [
     "RUNTIMES",
@@ -157,7 +158,8 @@ def load(
     """Load a bundle and return its classifier.
 
     Args:
-        bundle: The bundle's folder.
+        bundle: The bundle: its folder, or the zip file or single ONNX file that `cnnedge package`
+            wrote of it.
         variant: Which variant to run; None picks the fastest that was verified (see `choose`).
         runtime: What runs it: "cpu", "cuda", "ort-tensorrt", "ort-rtx", "tensorrt" or "rtx"; the
             last two run a plan that `cnnedge engine` put into the bundle.
@@ -168,6 +170,7 @@ def load(
 
     Raises:
         BundleError: the bundle is incomplete or was altered, or has no such variant or plan.
+        ModelError: a single ONNX file carries no labels and image contract of cnnedge.
         MissingExtraError: the runtime is not installed.
         BackendError: the runtime cannot load the model, or would not run it where asked.
     """
@@ -178,11 +181,22 @@ def load(
     # hashing releases the interpreter's lock, so they go side by side.
     importing = threading.Thread(target=_import_ahead, args=(settings,), daemon=True)
     importing.start()
-    opened = open_bundle(Path(bundle))
+    path = Path(bundle)
+    if path.suffix == ".onnx" and path.is_file():
+        importing.join()
+        single = open_single(path, variant, settings)
+        return Classifier(
+            single.session,
+            single.choice,
+            single.about.labels,
+            single.about.image,
+            single.about.normalization if single.takes_float else None,
+        )
+    opened = open_bundle(path)
     importing.join()
     usable = usable_variants(opened, settings) if variant is None else None
     choice = choose(opened, variant, runtime=runtime, usable=usable)
-    log.info("%s: running %s: %s", opened.root, choice.variant.name, choice.reason)
+    log.info("%s: running %s: %s", opened.origin, choice.variant.name, choice.reason)
     session = open_variant(opened, choice.variant, settings)
     manifest = opened.manifest
     takes_float = manifest.input == "float32"

@@ -76,7 +76,7 @@ def _choose_on_gpu(bundle: Bundle, runtime: str, usable: Collection[str] | None)
     ]
     if not fit:
         raise BundleError(
-            f"no verified variant of {bundle.root} runs on {runtime}",
+            f"no verified variant of {bundle.origin} runs on {runtime}",
             fix=f"export one of {', '.join(_ON_GPU[runtime])}, or name a --variant",
         )
     return Choice(fit[0], f"the lowest precision that was verified and runs on {runtime}")
@@ -87,7 +87,7 @@ def _choose_on_cpu(bundle: Bundle, runtime: str) -> Choice:
     fit = [v for v in manifest.variants if runs_on(v, runtime) and v.verified]
     if not fit:
         raise BundleError(
-            f"no variant of {bundle.root} was verified", fix="run `cnnedge verify` on it first"
+            f"no variant of {bundle.origin} was verified", fix="run `cnnedge verify` on it first"
         )
     machine = this_machine()
     timed = [v for v in fit if v.latency is not None and v.recommended]

@@ -74,7 +74,7 @@ def open_variant(bundle: Bundle, variant: Variant, settings: RunSettings | None 
     path = bundle.path(variant.file)
     if settings.runtime == "openvino":
         return _openvino().open_openvino(path, threads=settings.threads)
-    backend = _onnxruntime()
+    backend = onnxruntime_backend()
     if settings.runtime == "cpu":
         return backend.open_session(path, threads=settings.threads)
     from cnnedge.backends.onnxruntime_gpu import GpuSettings, open_gpu_session
@@ -124,7 +124,13 @@ def _openvino() -> Any:
     return backend
 
 
-def _onnxruntime() -> Any:
+def onnxruntime_backend() -> Any:
+    """Import the backend of ONNX Runtime.
+
+    Raises:
+        MissingExtraError: it is not installed.
+        BackendError: it is, and cannot be loaded.
+    """
     try:
         from cnnedge.backends import onnxruntime as backend
     except ImportError as error:
@@ -247,7 +253,7 @@ def _read_checked(bundle: Bundle, name: str, digest: str) -> bytes:
     content = bundle.path(name).read_bytes()
     if hashlib.sha256(content).hexdigest() != digest:
         raise BundleError(
-            f"{bundle.path(name)} is not what the manifest names: it was altered or cut short",
+            f"{bundle.origin / name} is not what the manifest names: it was altered or cut short",
             fix="build the engine again",
         )
     return content
@@ -263,8 +269,8 @@ def _kernel_file(settings: RunSettings, digest: str) -> Path | None:
 def _no_plan(bundle: Bundle, runtime: str, variant: str | None = None) -> BundleError:
     of = "" if variant is None else f" of {variant}"
     return BundleError(
-        f"{bundle.root} has no {TITLES[runtime]} plan{of}",
-        fix=f"build one: cnnedge engine {bundle.root} --runtime {runtime}"
+        f"{bundle.origin} has no {TITLES[runtime]} plan{of}",
+        fix=f"build one: cnnedge engine {bundle.origin} --runtime {runtime}"
         + ("" if variant is None else f" --variant {variant}"),
     )
 

@@ -1,0 +1,139 @@
+"""One ONNX file as a classifier: what `cnnedge package --onnx` writes, opened without its bundle.
+
+The labels and the image contract come from the file's metadata. There is no self-test in it and no
+manifest: `cnnedge verify` needs the bundle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cnnedge.bundle import Bundle, Manifest, Variant
+from cnnedge.errors import BundleError, ModelError
+from cnnedge.files import sha256
+from cnnedge.image import NORMALIZATIONS
+from cnnedge.metadata import About, read_metadata
+from cnnedge.runtime.choice import Choice
+from cnnedge.runtime.opening import Answer, RunSettings, onnxruntime_backend, open_variant
+
+if TYPE_CHECKING:
+    from cnnedge.backends.onnxruntime import ModelFacts
+
+_CHUNK = 2**20
+
+
+@dataclass(frozen=True)
+class Single:
+    """One ONNX file that was opened.
+
+    Attributes:
+        session: What runs it.
+        choice: Its variant.
+        about: What its metadata tells.
+        takes_float: Whether the graph wants normalized float32 and not the uint8 image.
+    """
+
+    session: Answer
+    choice: Choice
+    about: About
+    takes_float: bool
+
+
+def open_single(path: Path, variant: str | None, settings: RunSettings) -> Single:
+    """Open one ONNX file.
+
+    Args:
+        path: The file.
+        variant: The variant that it must be; None: whichever it is.
+        settings: How it is run.
+
+    Raises:
+        ModelError: it was not written by cnnedge, or does not fit what its metadata says.
+        BundleError: it is another variant, was altered since it was packaged, or a plan was asked
+            for, which is in no ONNX file.
+        MissingExtraError, BackendError: as `load` does.
+    """
+    backend = onnxruntime_backend()
+    session = None
+    if settings.runtime == "cpu":
+        session = backend.open_session(path, threads=settings.threads)
+    facts = backend.read_facts(path) if session is None else backend.facts_of(session)
+    about = read_metadata(facts.metadata, str(path))
+    check_contract(facts, about, str(path))
+    takes_float = facts.input.dtype == "float32"
+    if takes_float and about.normalization not in NORMALIZATIONS:
+        raise ModelError(
+            f"{path} takes float32 and does not say how its pixels are normalized",
+            fix="package it with `cnnedge package BUNDLE --onnx FILE`",
+        )
+    if variant is not None and variant != about.variant:
+        raise BundleError(
+            f"{path} holds the variant {about.variant!r} alone, and {variant!r} was asked for",
+            fix="load the bundle, or package that variant",
+        )
+    if settings.runs_plans and not settings.rebuild:
+        raise BundleError(
+            f"{path} is one ONNX file and holds no plan for {settings.runtime}",
+            fix="load the bundle, or pass rebuild=True",
+        )
+    _check_source(path, about)
+    found = _as_variant(path, about)
+    if session is None:
+        manifest = Manifest(
+            about.name, {}, about.image, about.normalization or "none", facts.input.dtype, (), ()
+        )
+        session = open_variant(Bundle(path.parent, manifest), found, settings)
+    return Single(session, Choice(found, f"the only one in {path.name}"), about, takes_float)
+
+
+def check_contract(facts: ModelFacts, about: About, where: str) -> None:
+    """Refuse a graph whose input or output is not what its metadata says.
+
+    Raises:
+        ModelError: it is not; the message names what differs.
+    """
+    image = about.image
+    size = (image.height, image.width, image.channels)
+    if facts.input.dtype not in {"uint8", "float32"} or facts.input.shape[1:] != size:
+        raise ModelError(
+            f"{where} takes {facts.input.dtype} {list(facts.input.shape)}, and its metadata says "
+            f"an image of {'×'.join(map(str, size))}",
+            fix="package the bundle again",
+        )
+    if facts.output.shape[1:] != (len(about.labels),):
+        raise ModelError(
+            f"{where} gives {list(facts.output.shape)}, and its metadata names "
+            f"{len(about.labels)} labels",
+            fix="package the bundle again",
+        )
+
+
+def _check_source(path: Path, about: About) -> None:
+    """Find out whether the file still begins with the bytes that were packaged."""
+    if about.source_sha256 is None:
+        return
+    digest, left = hashlib.sha256(), about.source_bytes
+    with open(path, "rb") as file:
+        while left > 0 and (chunk := file.read(min(_CHUNK, left))):
+            digest.update(chunk)
+            left -= len(chunk)
+    if left or digest.hexdigest() != about.source_sha256:
+        raise BundleError(
+            f"{path} is not what was packaged: it was altered since", fix="package it again"
+        )
+
+
+def _as_variant(path: Path, about: About) -> Variant:
+    status, _, reason = about.verdict.partition(": ")
+    return Variant(
+        about.variant,
+        path.name,
+        about.source_sha256 or sha256(path),
+        path.stat().st_size,
+        about.precision,
+        about.target,
+        verdict={"status": status, "reason": reason} if status else None,
+    )

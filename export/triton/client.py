@@ -1,0 +1,115 @@
+"""The smallest client: classify image files on a server that speaks the KServe v2 protocol.
+
+python client.py http://localhost:8000 alexnet_v1_int8 photo.jpg …
+
+numpy and Pillow; the labels and how an image is to be resized are asked of the server.
+https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol
+"""
+
+import json
+import sys
+import urllib.error
+import urllib.request
+
+import numpy as np
+from PIL import Image, ImageOps
+
+
+class Model:
+    """A model on a server.
+
+    Args:
+        url: The server, such as http://localhost:8000.
+        name: The model.
+    """
+
+    def __init__(self, url: str, name: str) -> None:
+        self.url = f"{url.rstrip('/')}/v2/models/{name}"
+        config = json.loads(call(f"{self.url}/config")[1])
+        told = config.get("parameters", {})
+        if "cnnedge.labels" not in told:
+            sys.exit(f"error: {name} was not packaged by cnnedge: it tells no labels")
+        self.labels = json.loads(told["cnnedge.labels"]["string_value"])
+        self.image = json.loads(told["cnnedge.image"]["string_value"])
+        if config["input"][0]["data_type"] != "TYPE_UINT8":
+            sys.exit(f"error: {name} takes no uint8 images; export it without --input float32")
+
+    def probabilities(self, batch: np.ndarray) -> np.ndarray:
+        """Return float32 [N, classes] of images uint8 [N, H, W, C]."""
+        request = {
+            "inputs": [
+                {
+                    "name": "image",
+                    "shape": batch.shape,
+                    "datatype": "UINT8",
+                    "parameters": {"binary_data_size": batch.nbytes},
+                }
+            ],
+            "outputs": [{"name": "probabilities", "parameters": {"binary_data": True}}],
+        }
+        head = json.dumps(request).encode()
+        headers = {
+            "Content-Type": "application/octet-stream",
+            "Inference-Header-Content-Length": str(len(head)),
+        }
+        headers, body = call(f"{self.url}/infer", head + batch.tobytes(), headers)
+        # The numbers follow the JSON as they lie in memory, or are in it where a proxy wants JSON.
+        length = int(headers.get("Inference-Header-Content-Length", len(body)))
+        (answer,) = json.loads(body[:length])["outputs"]
+        if "data" in answer:
+            return np.array(answer["data"], np.float32).reshape(answer["shape"])
+        return np.frombuffer(body[length:], "<f4").reshape(answer["shape"])
+
+    def tensor(self, path: str) -> np.ndarray:
+        """Return an image file as the model takes it, uint8 [H, W, C]."""
+        with Image.open(path) as opened:
+            picture = ImageOps.exif_transpose(opened).convert("RGB")
+        picture = picture if self.image["channels"] == 3 else picture.convert("L")
+        return np.asarray(self.fit(picture)).reshape(
+            self.image["height"], self.image["width"], self.image["channels"]
+        )
+
+    def fit(self, picture: Image.Image) -> Image.Image:
+        """Resize a picture as the image contract says."""
+        width, height = self.image["width"], self.image["height"]
+        if self.image["resize"] == "crop":  # the largest centred part of that shape
+            w = max(1, round(min(picture.width, picture.height * width / height)))
+            h = max(1, round(min(picture.height, picture.width * height / width)))
+            left, top = (picture.width - w) // 2, (picture.height - h) // 2
+            picture = picture.crop((left, top, left + w, top + h))
+        elif self.image["resize"] == "letterbox":  # the whole image, centred on black
+            scale = min(width / picture.width, height / picture.height)
+            w, h = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+            canvas = Image.new(picture.mode, (width, height))
+            inner = picture.resize((w, h), Image.Resampling.BILINEAR)
+            canvas.paste(inner, ((width - w) // 2, (height - h) // 2))
+            return canvas
+        if picture.size == (width, height):
+            return picture
+        return picture.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def call(url: str, body: bytes | None = None, headers: dict | None = None) -> tuple[dict, bytes]:
+    """Return the headers and the body of an answer."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers or {})) as answer:
+            return answer.headers, answer.read()
+    except urllib.error.HTTPError as error:
+        sys.exit(f"error: {url} answers {error.code}: {error.read().decode(errors='replace')}")
+    except (urllib.error.URLError, OSError) as error:
+        sys.exit(f"error: {url} cannot be reached: {error}")
+
+
+def main(url: str, name: str, *paths: str) -> None:
+    """Print the most likely label of each image file."""
+    model = Model(url, name)
+    for path in paths:
+        (answers,) = model.probabilities(model.tensor(path)[None])
+        best = answers.argmax()
+        print(f"{path}: {model.labels[best]} ({answers[best]:.1%})")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 4:
+        sys.exit(__doc__)
+    main(*sys.argv[1:])
