@@ -8,6 +8,7 @@
     selftest/         golden images, the tensors they must become, the answers they must get
     engines/*.plan    TensorRT plans, each with its note
     report.html       the same as a page
+    bundle.sig        where its maker signed it (`cnnedge.signature`); the manifest does not name it
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ MANIFEST = "manifest.json"
 LABELS = "labels.txt"
 REPORT = "report.html"
 SELFTEST = "selftest"
+SIGNATURE = "bundle.sig"
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,10 @@ class Bundle:
         """Return the path of one of its files."""
         return self.root / name
 
+    def files(self) -> frozenset[str]:
+        """Return the name of every file that belongs to it, the manifest included."""
+        return frozenset(_expected(self.manifest)) | {MANIFEST}
+
 
 def open_bundle(root: Path | str) -> Bundle:
     """Read a bundle and check every file of it.
@@ -181,10 +187,7 @@ def open_bundle(root: Path | str) -> Bundle:
         raise BundleError(
             f"the manifest of {root} cannot be read ({error})", fix="copy or export it again"
         ) from error
-    expected = {variant.file: variant.sha256 for variant in manifest.variants}
-    expected |= {name: str(entry["sha256"]) for name, entry in manifest.files.items()}
-    expected |= {engine.file: engine.sha256 for engine in manifest.engines}
-    expected |= {engine.note: engine.note_sha256 for engine in manifest.engines}
+    expected = _expected(manifest)
     for name in expected:
         _check_inside(root, name)
     # Large first and two at a time: hashing is most of the time that loading a bundle takes.
@@ -198,6 +201,14 @@ def open_bundle(root: Path | str) -> Bundle:
                 fix="copy or export the bundle again",
             )
     return Bundle(root, manifest)
+
+
+def _expected(manifest: Manifest) -> dict[str, str]:
+    """Return the hash that each file must have."""
+    expected = {variant.file: variant.sha256 for variant in manifest.variants}
+    expected |= {name: str(entry["sha256"]) for name, entry in manifest.files.items()}
+    expected |= {engine.file: engine.sha256 for engine in manifest.engines}
+    return expected | {engine.note: engine.note_sha256 for engine in manifest.engines}
 
 
 def put_engine(

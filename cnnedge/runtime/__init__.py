@@ -153,6 +153,7 @@ def load(
     rebuild: bool = False,
     cache: str | os.PathLike[str] | None = None,
     graphs: bool = True,
+    public_key: str | os.PathLike[str] | None = None,
 ) -> Classifier:
     """Load a bundle and return its classifier.
 
@@ -165,9 +166,12 @@ def load(
         rebuild: Build a plan in memory where the bundle has none that fits this machine.
         cache: A folder that nobody else can write, where a GPU runtime keeps what it compiles.
         graphs: Whether calls on a GPU replay a CUDA graph.
+        public_key: The maker's public key, a PEM file. Given, a bundle that he did not sign is
+            refused before anything of it is run; see docs/signing.md.
 
     Raises:
-        BundleError: the bundle is incomplete or was altered, or has no such variant or plan.
+        BundleError: the bundle is incomplete or was altered, or has no such variant or plan; as
+            SignatureError: it is not what the holder of that key signed.
         MissingExtraError: the runtime is not installed.
         BackendError: the runtime cannot load the model, or would not run it where asked.
     """
@@ -178,6 +182,10 @@ def load(
     # hashing releases the interpreter's lock, so they go side by side.
     importing = threading.Thread(target=_import_ahead, args=(settings,), daemon=True)
     importing.start()
+    if public_key is not None:
+        from cnnedge.signature import check_signature
+
+        check_signature(Path(bundle), Path(public_key))
     opened = open_bundle(Path(bundle))
     importing.join()
     usable = usable_variants(opened, settings) if variant is None else None
