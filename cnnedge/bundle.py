@@ -8,6 +8,7 @@
     selftest/         golden images, the tensors they must become, the answers they must get
     engines/*.plan    TensorRT plans, each with its note
     report.html       the same as a page
+    bundle.sig        where its maker signed it (`cnnedge.signature`); the manifest does not name it
 
 The same in one zip file opens alike; see `archive`.
 """
@@ -181,6 +182,10 @@ class Bundle:
     def origin(self) -> Path:
         """The folder or the zip file that was opened."""
         return self.root if self.unpacked is None else self.unpacked.archive
+
+    def files(self) -> frozenset[str]:
+        """Return the name of every file that belongs to it, the manifest included."""
+        return frozenset(file_hashes(self.manifest)) | {MANIFEST}
 
 
 def open_bundle(root: Path | str) -> Bundle:

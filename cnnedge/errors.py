@@ -47,6 +47,10 @@ class BundleError(CnnEdgeError):
     """A bundle is incomplete, altered, or unsafe."""
 
 
+class SignatureError(BundleError):
+    """A bundle is not the one that the holder of a key signed."""
+
+
 class BackendError(CnnEdgeError):
     """A runtime refused a model, or did something other than what was asked."""
 

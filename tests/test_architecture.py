@@ -16,7 +16,18 @@ PACKAGE = Path(__file__).parents[1] / "cnnedge"
 FLOORS = [
     {"errors", "progress", "quiet"},
     {"archive", "files", "checkpoint", "image", "machine", "metadata", "plan", "result"},
-    {"bundle", "recipe", "models", "data", "backends", "graph", "selftest", "runtime", "sweep"},
+    {
+        "bundle",
+        "recipe",
+        "models",
+        "data",
+        "backends",
+        "graph",
+        "selftest",
+        "runtime",
+        "signature",
+        "sweep",
+    },
     {
         "train",
         "compress",
@@ -39,6 +50,7 @@ STEPS |= {"package"}
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 HEAVY = {"tensorflow", "keras", "onnxruntime", "onnx", "onnx_ir", "PIL", "sklearn", "matplotlib"}
 HEAVY |= {"tensorrt", "tensorrt_rtx", "cuda", "cupy", "openvino", "ai_edge_litert", "plotly"}
+HEAVY |= {"model_signing", "cryptography"}
 
 
 def modules():
@@ -112,7 +124,7 @@ def run_in(python, code):
 
 def test_the_base_install_imports_what_a_device_runs(base_venv):
     modules = "cli runtime engine plan bundle verify benchmark doctor image models data inspect"
-    modules += " train compress package.archive package.single package.triton"
+    modules += " train compress package.archive package.single package.triton signature"
     code = "".join(f"import cnnedge.{name}\n" for name in modules.split())
     done = run_in(base_venv, code + "print(len(cnnedge.doctor.diagnose().abilities))")
     assert (done.returncode, done.stdout.strip()) == (0, "11"), done.stderr
@@ -130,6 +142,8 @@ def test_the_base_install_imports_what_a_device_runs(base_venv):
         (["train", "alexnet", "-o", "x.keras"], "export"),
         (["compress", "x.keras", "-o", "y.keras"], "export"),
         (["inspect", "alexnet"], "export"),
+        (["sign", "BUNDLE", "--key", "private.pem"], "sign"),
+        (["verify", "BUNDLE", "--signature", "public.pem"], "sign"),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )

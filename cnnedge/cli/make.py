@@ -313,6 +313,7 @@ def engine_command(
     TensorRT builds on the GPU it builds for; TensorRT-RTX needs none. Costs of the options:
     docs/tensorrt.md.
     """  # noqa: D301
+    from cnnedge.bundle import SIGNATURE
     from cnnedge.engine import build_engines, failure_of, trtexec_lines
     from cnnedge.plan import PlanOptions, parse_bytes, parse_compute_capability
 
@@ -328,6 +329,9 @@ def engine_command(
         return print_json(lines) if as_json else click.echo("\n".join(lines))
     with progress_bar() as progress:
         built = build_engines(bundle, runtime, options, variants=names, progress=progress)
+    if any(not engine.failed for engine in built) and (bundle / SIGNATURE).exists():
+        outdated = "its signature holds no longer, sign it again: cnnedge sign"
+        click.echo(f"{bundle} was changed: {outdated} {bundle} --key PRIVATE.pem --force", err=True)
     if as_json:
         print_json([engine.to_dict() for engine in built])
     else:

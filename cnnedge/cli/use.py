@@ -25,6 +25,7 @@ from cnnedge.cli.show import (
     show_result,
     show_verification,
 )
+from cnnedge.cli.sign import require_signature, show_signature
 from cnnedge.errors import GateError
 from cnnedge.files import require_writable, write_text
 
@@ -45,6 +46,13 @@ RUNTIME = click.option(
 @click.option("--test-images", type=click.IntRange(1), help="At most this many.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the data's split.")
 @click.option("--resume", is_flag=True, help="Go on from where the same run was stopped.")
+@click.option(
+    "--signature",
+    "public_key",
+    metavar="PUBLIC.pem",
+    type=click.Path(path_type=Path),
+    help="First check that the holder of this key signed it.",
+)
 @RUNTIME
 def verify_command(
     bundle: Path,
@@ -54,13 +62,15 @@ def verify_command(
     test_images: int | None,
     seed: int,
     resume: bool,
+    public_key: Path | None,
     runtime: str,
     as_json: bool,
 ) -> None:
     """Replay the self-test here; with --data measure accuracy and apply the gate.
 
-    Exit code 3 if a variant diverges or fails its gate. From its tenth second on, a run keeps what
-    is done so far in the user's cache ($CNNEDGE_CACHE), and --resume goes on from there.
+    Exit code 3 if a variant diverges or fails its gate, or if the bundle is not what the holder of
+    the key given with --signature signed: then nothing of it is run. From its tenth second on, a
+    run keeps what is done so far in the user's cache ($CNNEDGE_CACHE), and --resume goes on there.
     """
     from cnnedge.data import open_source
     from cnnedge.files import sha256
@@ -68,6 +78,9 @@ def verify_command(
 
     if resume and source is None:
         raise click.UsageError("--resume goes on with the run over --data, which is not given")
+    signature = None if public_key is None else require_signature(bundle, public_key)
+    if signature is not None and not as_json:
+        show_signature("signed", signature)
     answer = None if reference is None else _keras_reference(reference, bundle)
     with progress_bar() as progress:
         dataset = None if source is None else open_source(source, seed=seed, progress=progress)
@@ -83,7 +96,8 @@ def verify_command(
             progress=progress,
         )
     if as_json:
-        print_json(found.to_dict())
+        signed = {} if signature is None else {"signature": signature.to_dict()}
+        print_json(found.to_dict() | signed)
     else:
         show_verification(found)
     if found.failed:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from cnnedge.bundle import open_bundle
-from cnnedge.errors import ImageError
+from cnnedge.errors import ImageError, SignatureError
 from cnnedge.image import ImageContract, normalize, to_batch
 from cnnedge.runtime.choice import Choice, choose, runs_on
 from cnnedge.runtime.opening import (
@@ -154,6 +154,7 @@ def load(
     rebuild: bool = False,
     cache: str | os.PathLike[str] | None = None,
     graphs: bool = True,
+    public_key: str | os.PathLike[str] | None = None,
 ) -> Classifier:
     """Load a bundle and return its classifier.
 
@@ -167,9 +168,12 @@ def load(
         rebuild: Build a plan in memory where the bundle has none that fits this machine.
         cache: A folder that nobody else can write, where a GPU runtime keeps what it compiles.
         graphs: Whether calls on a GPU replay a CUDA graph.
+        public_key: The maker's public key, a PEM file. Given, a bundle that he did not sign is
+            refused before anything of it is run; see docs/signing.md.
 
     Raises:
-        BundleError: the bundle is incomplete or was altered, or has no such variant or plan.
+        BundleError: the bundle is incomplete or was altered, or has no such variant or plan; as
+            SignatureError: it is not what the holder of that key signed.
         ModelError: a single ONNX file carries no labels and image contract of cnnedge.
         MissingExtraError: the runtime is not installed.
         BackendError: the runtime cannot load the model, or would not run it where asked.
@@ -183,6 +187,11 @@ def load(
     importing.start()
     path = Path(bundle)
     if path.suffix == ".onnx" and path.is_file():
+        if public_key is not None:
+            raise SignatureError(
+                f"{path} is one ONNX file, which carries no signature",
+                fix="load the signed bundle, or its zip file",
+            )
         importing.join()
         single = open_single(path, variant, settings)
         return Classifier(
@@ -192,7 +201,12 @@ def load(
             single.about.image,
             single.about.normalization if single.takes_float else None,
         )
-    opened = open_bundle(path)
+    if public_key is None:
+        opened = open_bundle(path)
+    else:
+        from cnnedge.signature import open_signed
+
+        opened = open_signed(path, Path(public_key))
     importing.join()
     usable = usable_variants(opened, settings) if variant is None else None
     choice = choose(opened, variant, runtime=runtime, usable=usable)

@@ -136,6 +136,16 @@ def test_verify_and_bench_run_it(planned, digits):
     assert stages["copy out"] == on_gpu["D2H Latency (ms)"]
 
 
+def test_a_plan_for_a_signed_bundle_says_that_it_must_be_signed_again(machine, bundle_copy):
+    machine()
+    words = ["engine", str(bundle_copy), "--runtime", "tensorrt", "--variant", "fp16"]
+    assert "sign it again" not in CliRunner().invoke(main, words).stderr
+    (bundle_copy / "bundle.sig").write_text("{}")
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+    assert f"sign it again: cnnedge sign {bundle_copy} --key" in result.stderr
+
+
 def test_another_gpu_is_said_in_one_line_and_built_anew_if_asked(planned, machine, surface, caplog):
     root, runtime, _ = planned
     cc = (7, 5)
