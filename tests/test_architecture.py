@@ -27,6 +27,7 @@ FLOORS = [
         "benchmark",
         "inspect",
         "report",
+        "demo",
         "doctor",
     },
     {"source"},
@@ -110,7 +111,7 @@ def run_in(python, code):
 
 def test_the_base_install_imports_what_a_device_runs(base_venv):
     modules = "cli runtime engine plan bundle verify benchmark doctor image models data inspect"
-    modules += " train compress"
+    modules += " train compress demo"
     code = "".join(f"import cnnedge.{name}\n" for name in modules.split())
     done = run_in(base_venv, code + "print(len(cnnedge.doctor.diagnose().abilities))")
     assert (done.returncode, done.stdout.strip()) == (0, "11"), done.stderr

@@ -3,10 +3,11 @@
 0 done · 1 failed, one line ``error: what; what to do`` · 2 usage · 3 a gate failed.
 
 ``make`` has the commands that build something, ``compress`` the one that makes a model smaller,
-``use`` those that look at a bundle and run it, ``shell`` what they share, ``show`` what they print.
+``use`` those that look at a bundle and run it, ``demo`` the one that shows it in a browser,
+``shell`` what they share, ``show`` what they print.
 """
 
-from cnnedge.cli import compress, make, use
+from cnnedge.cli import compress, demo, make, use
 from cnnedge.cli.shell import main
 
-__all__ = ["compress", "main", "make", "use"]
+__all__ = ["compress", "demo", "main", "make", "use"]
