@@ -59,7 +59,7 @@ async function openModel() {
     $("backend-note").textContent = model.note;
     showFacts(variant, model);
     problem("");
-    if (!$("bars").children.length) say("Choose an image.");
+    if (!$("bars").children.length) say("Choose an image, or try a sample.");
     for (const id of ["choose", "camera"]) $(id).disabled = false;
     if (again && !camera) await again();
   } catch (error) {
@@ -245,7 +245,7 @@ function stopCamera() {
   camera.stop();
   camera = null;
   clearResult();
-  say("Choose an image.");
+  say("Choose an image, or try a sample.");
   stage("hint");
   $("camera").textContent = "Start camera";
   $("camera").setAttribute("aria-pressed", "false");

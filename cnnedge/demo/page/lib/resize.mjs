@@ -14,7 +14,7 @@ const ONE_HALF = 2 ** (PRECISION_BITS - 1);
  * @param {Uint8Array | Uint8ClampedArray} pixels rows of pixels of `stride` bytes each
  * @param {number} rowPixels how many pixels a row of `pixels` has
  * @param {number} stride bytes from one pixel to the next
- * @param {number} channels how many bytes of a pixel are taken, the first ones
+ * @param {number} channels 3 or 1: how many bytes of a pixel are taken, the first ones
  * @param {{left: number, top: number, width: number, height: number}} box the part, whole pixels
  * @param {number} width of the result
  * @param {number} height of the result
@@ -38,14 +38,22 @@ function across({ pixels, rowPixels, stride, channels, left, top, width: from, h
     const row = ((top + y) * rowPixels + left) * stride;
     for (let x = 0; x < width; x++) {
       const { first, factors } = weighted[x];
-      for (let c = 0; c < channels; c++) {
-        let sum = ONE_HALF;
-        let source = row + first * stride + c;
+      let source = row + first * stride;
+      let [red, green, blue] = [ONE_HALF, ONE_HALF, ONE_HALF];
+      if (channels === 3) {
         for (let k = 0; k < factors.length; k++, source += stride) {
-          sum += pixels[source] * factors[k];
+          const factor = factors[k];
+          red += pixels[source] * factor;
+          green += pixels[source + 1] * factor;
+          blue += pixels[source + 2] * factor;
         }
-        result[target++] = sum >> PRECISION_BITS;
+        result[target + 1] = green >> PRECISION_BITS;
+        result[target + 2] = blue >> PRECISION_BITS;
+      } else {
+        for (let k = 0; k < factors.length; k++, source += stride) red += pixels[source] * factors[k];
       }
+      result[target] = red >> PRECISION_BITS;
+      target += channels;
     }
   }
   return packed(result, width, height, channels);
