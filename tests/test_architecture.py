@@ -39,6 +39,7 @@ FLOORS = [
         "inspect",
         "package",
         "report",
+        "demo",
         "doctor",
     },
     {"source"},
@@ -124,7 +125,7 @@ def run_in(python, code):
 
 def test_the_base_install_imports_what_a_device_runs(base_venv):
     modules = "cli runtime engine plan bundle verify benchmark doctor image models data inspect"
-    modules += " train compress package.archive package.single package.triton signature"
+    modules += " train compress package.archive package.single package.triton signature demo"
     code = "".join(f"import cnnedge.{name}\n" for name in modules.split())
     done = run_in(base_venv, code + "print(len(cnnedge.doctor.diagnose().abilities))")
     assert (done.returncode, done.stdout.strip()) == (0, "11"), done.stderr

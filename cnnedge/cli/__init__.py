@@ -4,10 +4,11 @@
 
 ``make`` has the commands that build something, ``compress`` the one that makes a model smaller,
 ``package`` the one that gives a bundle another form, ``sign`` the one that signs it, ``use`` those
-that look at a bundle and run it, ``shell`` what they share, ``show`` what they print.
+that look at a bundle and run it, ``demo`` the one that shows it in a browser, ``shell`` what they
+share, ``show`` what they print.
 """
 
-from cnnedge.cli import compress, make, package, sign, use
+from cnnedge.cli import compress, demo, make, package, sign, use
 from cnnedge.cli.shell import main
 
-__all__ = ["compress", "main", "make", "package", "sign", "use"]
+__all__ = ["compress", "demo", "main", "make", "package", "sign", "use"]
