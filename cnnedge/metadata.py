@@ -22,6 +22,8 @@ META_NORMALIZATION = "cnnedge.normalization"
 META_VERDICT = "cnnedge.verdict"
 META_SOURCE_SHA256 = "cnnedge.source_sha256"
 META_SOURCE_BYTES = "cnnedge.source_bytes"
+META_RESIZE = "cnnedge.resize"
+IN_THE_GRAPH = "in the graph"
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,10 @@ class About:
         target: Which runtimes the graph is written for: "any", "cpu" or "trt".
         normalization: What a float32 graph wants of its pixels; None where the file does not say.
         verdict: The gate's verdict on the accuracy, in one sentence; empty where not told.
-        source_sha256: Of the bundle's file, with which this one begins; None where it was not
-            packaged.
+        source_sha256: Of the graph as it was packaged, with which the file begins; None where it
+            was not packaged.
         source_bytes: The size of that.
+        any_size: Whether it takes images of any size, and resizes them in its graph.
     """
 
     labels: tuple[str, ...]
@@ -52,6 +55,7 @@ class About:
     verdict: str = ""
     source_sha256: str | None = None
     source_bytes: int = 0
+    any_size: bool = False
 
 
 def read_metadata(metadata: Mapping[str, str], where: str) -> About:
@@ -84,6 +88,7 @@ def read_metadata(metadata: Mapping[str, str], where: str) -> About:
             verdict=metadata.get(META_VERDICT, ""),
             source_sha256=metadata.get(META_SOURCE_SHA256),
             source_bytes=int(metadata.get(META_SOURCE_BYTES, 0)),
+            any_size=metadata.get(META_RESIZE) == IN_THE_GRAPH,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(

@@ -14,7 +14,7 @@ from cnnedge.cli.show import print_json
 @command(
     main,
     "package",
-    "cnnedge package alexnet --onnx app.onnx\n"
+    "cnnedge package alexnet --onnx app.onnx --any-size\n"
     "cnnedge package alexnet --zip alexnet.zip --triton models",
 )
 @click.argument("bundle", type=click.Path(path_type=Path))
@@ -24,6 +24,9 @@ from cnnedge.cli.show import print_json
 @click.option(
     "--variant",
     help="Of --onnx and --triton. Default: what `load` picks on this CPU; and all that passed.",
+)
+@click.option(
+    "--any-size", is_flag=True, help="Of --onnx: the graph resizes, as cnnedge does, to the bit."
 )
 @click.option(
     "--max-batch",
@@ -39,6 +42,7 @@ def package_command(
     archive: Path | None,
     triton: Path | None,
     variant: str | None,
+    any_size: bool,
     max_batch: int,
     force: bool,
     as_json: bool,
@@ -62,6 +66,8 @@ def package_command(
         raise click.UsageError("each of them needs a place of its own")
     if variant is not None and onnx is None and triton is None:
         raise click.UsageError("a zip file holds the whole bundle: leave --variant out")
+    if any_size and onnx is None:
+        raise click.UsageError("--any-size changes what --onnx writes, which is not given")
     from cnnedge.bundle import open_bundle
     from cnnedge.package.archive import write_archive
     from cnnedge.package.place import check_places
@@ -72,7 +78,9 @@ def package_command(
     check_places(opened, (onnx, archive), triton, force=force)
     written: dict[str, Any] = {}
     if onnx is not None:
-        written["onnx"] = write_single(opened, onnx, variant=variant, force=force)
+        written["onnx"] = write_single(
+            opened, onnx, variant=variant, any_size=any_size, force=force
+        )
     if archive is not None:
         written["zip"] = write_archive(opened, archive, force=force)
     if triton is not None:

@@ -21,10 +21,8 @@ from cnnedge.errors import ModelError, first_line
 from cnnedge.graph.edit import initializer
 from cnnedge.graph.write import serialize
 from cnnedge.image import ImageContract
+from cnnedge.metadata import IN_THE_GRAPH, META_IMAGE, META_RESIZE
 
-META_RESIZE = "cnnedge.resize"
-IN_THE_GRAPH = "in the graph"
-_META_IMAGE = "cnnedge.image"  # what the export wrote; it stands a floor above this module
 _PREFIX = "image/resize"
 _LEAST_OPSET = 13  # ReduceSum and Split by input, Min and Max of whole numbers
 # Columns or rows that share a matrix product: the more, the fewer products, and the more of the
@@ -195,12 +193,12 @@ def _fixed_input(model: Any, image: ImageContract) -> Any:
             f"[N, {', '.join(map(str, wanted))}]",
             fix="export it without --input float32, and give its own image contract",
         )
-    if _META_IMAGE in props:
+    if META_IMAGE in props:
         try:
-            said = ImageContract.from_dict(json.loads(props[_META_IMAGE]))
+            said = ImageContract.from_dict(json.loads(props[META_IMAGE]))
         except (ValueError, KeyError, TypeError) as error:
             raise ModelError(
-                f"the model's metadata {_META_IMAGE} cannot be read ({error})",
+                f"the model's metadata {META_IMAGE} cannot be read ({error})",
                 fix="export it again",
             ) from error
         if said != image:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from cnnedge.bundle import Bundle, Variant
-from cnnedge.errors import BundleError, ModelError
+from cnnedge.errors import BundleError, MissingExtraError, ModelError
 from cnnedge.files import atomic_path
 from cnnedge.graph.write import PROTOBUF_LIMIT, metadata_bytes
 from cnnedge.metadata import (
@@ -56,21 +57,32 @@ class SingleFile:
 
 
 def write_single(
-    bundle: Bundle, out: Path | str, *, variant: str | None = None, force: bool = False
+    bundle: Bundle,
+    out: Path | str,
+    *,
+    variant: str | None = None,
+    any_size: bool = False,
+    force: bool = False,
 ) -> SingleFile:
     """Write one variant of a bundle as one ONNX file that tells all that is needed to run it.
 
-    The graph stays byte for byte what was verified: the metadata is appended.
+    The graph stays byte for byte what was verified: the metadata is appended. With ``any_size``
+    the resize goes in front of it, and it is held against the bundle's on the golden images.
 
     Args:
         bundle: The bundle.
         out: The file, which appears once it is complete and was read back.
         variant: Which; None: the one that `cnnedge.load` picks on this machine's CPU.
+        any_size: Whether the graph takes images of any size and resizes them itself, as
+            `cnnedge.load` does.
         force: Whether a file that exists is replaced.
 
     Raises:
         BundleError: there is no such variant, or its file's metadata is not the manifest's.
-        MissingExtraError: ONNX Runtime, which reads the metadata, is not installed.
+        ModelError: its graph takes no uint8 image that could be resized.
+        GateError: it answers otherwise with the resize inside.
+        MissingExtraError: ONNX Runtime, which reads the metadata, is not installed; or onnx, which
+            changes the graph.
         CnnEdgeError: the file exists, or cannot be written.
     """
     out = Path(out)
@@ -81,16 +93,22 @@ def write_single(
     choice = choose(bundle, variant)
     chosen, source = choice.variant, bundle.path(choice.variant.file)
     check_variant(bundle, chosen)
-    addition = metadata_bytes(_entries(bundle, chosen))
-    if chosen.bytes + len(addition) > PROTOBUF_LIMIT:
+    resized = _with_resize(bundle, chosen) if any_size else None
+    graph_bytes = chosen.bytes if resized is None else len(resized)
+    graph_sha256 = chosen.sha256 if resized is None else hashlib.sha256(resized).hexdigest()
+    addition = metadata_bytes(_entries(bundle, chosen, graph_sha256, graph_bytes))
+    if graph_bytes + len(addition) > PROTOBUF_LIMIT:
         raise ModelError(f"{out} would exceed the 2 GiB of an ONNX file", fix="compress the model")
     written = hashlib.sha256()
     with atomic_path(out) as temporary:
-        with open(source, "rb") as read, open(temporary, "wb") as file:
+        with (
+            open(source, "rb") if resized is None else io.BytesIO(resized) as read,
+            open(temporary, "wb") as file,
+        ):
             copied = copy_hashed(read, file, written)
             file.write(addition)
         written.update(addition)
-        if copied != chosen.sha256:
+        if copied != graph_sha256:
             raise BundleError(f"{source} changed while it was read", fix="package it again")
         facts = backend.read_facts(temporary)
         check_contract(facts, read_metadata(facts.metadata, str(out)), str(out))
@@ -102,6 +120,25 @@ def write_single(
         written.hexdigest(),
         chosen.sha256,
     )
+
+
+def _with_resize(bundle: Bundle, variant: Variant) -> bytes:
+    """Return a variant's graph with the resize in front, which answers like the one without."""
+    try:
+        from cnnedge.graph.resize import put_resize
+        from cnnedge.graph.resize_check import check_resize
+
+        plain = bundle.path(variant.file).read_bytes()
+        if hashlib.sha256(plain).hexdigest() != variant.sha256:
+            raise BundleError(f"{variant.file} changed since it was opened", fix="open it again")
+        resized = put_resize(plain, bundle.manifest.image)
+    except ImportError as error:
+        raise MissingExtraError("onnx", "export", purpose="--any-size") from error
+    golden = sorted(bundle.path(n) for n in bundle.manifest.files if "/golden-" in n)
+    check_resize(
+        plain, resized, bundle.manifest.image, map(str, golden), precision=variant.precision
+    )
+    return resized
 
 
 def check_variant(bundle: Bundle, variant: Variant) -> Any:
@@ -137,7 +174,7 @@ def copy_hashed(source: BinaryIO, target: Any, *more: Any) -> str:
     return digest.hexdigest()
 
 
-def _entries(bundle: Bundle, variant: Variant) -> dict[str, str]:
+def _entries(bundle: Bundle, variant: Variant, sha256: str, size: int) -> dict[str, str]:
     verdict = variant.verdict or {"status": "not verified", "reason": "no gate was applied"}
     return {
         META_BUNDLE: bundle.manifest.name,
@@ -146,6 +183,6 @@ def _entries(bundle: Bundle, variant: Variant) -> dict[str, str]:
         META_TARGET: variant.target,
         META_NORMALIZATION: bundle.manifest.normalization,
         META_VERDICT: f"{verdict['status']}: {verdict['reason']}",
-        META_SOURCE_SHA256: variant.sha256,
-        META_SOURCE_BYTES: str(variant.bytes),
+        META_SOURCE_SHA256: sha256,
+        META_SOURCE_BYTES: str(size),
     }

@@ -96,11 +96,13 @@ def check_contract(facts: ModelFacts, about: About, where: str) -> None:
         ModelError: it is not; the message names what differs.
     """
     image = about.image
-    size = (image.height, image.width, image.channels)
+    size: tuple[int | None, ...] = (image.height, image.width, image.channels)
+    if about.any_size:
+        size = (None, None, image.channels)
     if facts.input.dtype not in {"uint8", "float32"} or facts.input.shape[1:] != size:
         raise ModelError(
             f"{where} takes {facts.input.dtype} {list(facts.input.shape)}, and its metadata says "
-            f"an image of {'×'.join(map(str, size))}",
+            f"an image of {'×'.join('any' if n is None else str(n) for n in size)}",
             fix="package the bundle again",
         )
     if facts.output.shape[1:] != (len(about.labels),):

@@ -1,7 +1,7 @@
 // A plan of a bundle on TensorRT or TensorRT-RTX: classify_trt BUNDLE PLAN IMAGE
 //
 // PLAN is one of BUNDLE/engines, or what build_plans.py made on a Jetson; its note, the .json beside
-// it, must be there. Written for the API that TensorRT 10.3 to 11 and TensorRT-RTX share.
+// it, must be there. Written for the API of TensorRT 10, of which 11 and TensorRT-RTX kept these calls.
 #include <NvInfer.h>
 #include <cuda_runtime_api.h>
 

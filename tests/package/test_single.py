@@ -139,6 +139,52 @@ def test_packaging_needs_neither_onnx_nor_tensorflow(toy_bundle, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+class TestAnySize:
+    """The resize inside the graph: an app hands over what its decoder gave it."""
+
+    def test_it_answers_an_image_of_any_size_as_the_bundle_does(self, toy_bundle, tmp_path):
+        out = tmp_path / "app.onnx"
+        assert run("package", toy_bundle.root, "--onnx", out, "--any-size").exit_code == 0
+        session = ort.InferenceSession(out)
+        assert session.get_inputs()[0].shape[1:] == ["H", "W", 3]
+        classify, whole = cnnedge.load(out), cnnedge.load(toy_bundle.root)
+        rng = np.random.default_rng(0)
+        for shape in ((97, 53), (31, 200), (400, 300)):
+            pixels = rng.integers(0, 256, (*shape, 3), np.uint8)
+            (expected,) = whole.probabilities([pixels])
+            ((bare,),) = session.run(None, {"image": pixels[None]})
+            np.testing.assert_array_equal(bare, expected)
+            np.testing.assert_array_equal(classify.probabilities([pixels])[0], expected)
+
+    def test_one_that_answers_otherwise_is_not_written(self, toy_bundle, tmp_path, monkeypatch):
+        from cnnedge.graph import resize
+
+        def upside_down(model, image):
+            changed = onnx.load_model_from_string(put_resize(model, image))
+            dense = next(
+                t for t in changed.graph.initializer if t.data_type == onnx.TensorProto.INT32
+            )
+            values = onnx.numpy_helper.to_array(dense)
+            dense.CopyFrom(onnx.numpy_helper.from_array(values[::-1] * 3, dense.name))
+            return changed.SerializeToString()
+
+        put_resize = resize.put_resize
+        monkeypatch.setattr(resize, "put_resize", upside_down)
+        out = tmp_path / "app.onnx"
+        result = run("package", toy_bundle.root, "--onnx", out, "--any-size", "--variant", "int8")
+        assert "with the resize in the graph a probability differs" in error_of(result, 3)
+        assert not list(tmp_path.iterdir())
+
+    def test_it_needs_the_export_extra(self, toy_bundle, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "onnx", None)
+        result = run("package", toy_bundle.root, "--onnx", tmp_path / "app.onnx", "--any-size")
+        assert "cnnedge[export]" in error_of(result)
+
+    def test_alone_it_is_a_wrong_use(self, toy_bundle, tmp_path):
+        result = run("package", toy_bundle.root, "--zip", tmp_path / "a.zip", "--any-size")
+        assert result.exit_code == 2
+
+
 def test_another_tools_onnx_is_refused(toy_bundle, tmp_path):
     model = onnx.load(toy_bundle.path("model.fp32.onnx"))
     del model.metadata_props[:]

@@ -32,7 +32,7 @@ async function open({ file, precision, backend }) {
 }
 
 async function openOn(bytes, precision, backend) {
-  // INT8 convolutions are WebAssembly's: on WebGPU they would be computed as floats.
+  // WebAssembly has INT8 convolutions; of WebGPU none are known.
   const wantsGpu = backend === "webgpu" || (backend === "auto" && !precision.startsWith("int"));
   let why = "";
   if (wantsGpu) {

@@ -22,12 +22,8 @@ const ONE_HALF = 2 ** (PRECISION_BITS - 1);
  */
 export function resize(pixels, rowPixels, stride, channels, box, width, height) {
   const source = { pixels, rowPixels, stride, channels, ...box };
-  const [less, fewer] = [box.height - height, box.width - width];
-  // Pillow takes the vertical pass first where it removes many more rows than the other columns
-  // (from release 13 on; before, never). Each pass rounds, so the order shows in the last bit.
-  return less > 0 && less > 2 * fewer
-    ? across(down(source, height), width).pixels
-    : down(across(source, width), height).pixels;
+  // Each pass rounds, so their order shows in the last bit. The contract's is the width first.
+  return down(across(source, width), height).pixels;
 }
 
 /** The horizontal pass. */
