@@ -81,12 +81,17 @@ class Model:
             scale = min(width / picture.width, height / picture.height)
             w, h = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
             canvas = Image.new(picture.mode, (width, height))
-            inner = picture.resize((w, h), Image.Resampling.BILINEAR)
-            canvas.paste(inner, ((width - w) // 2, (height - h) // 2))
+            canvas.paste(resize(picture, w, h), ((width - w) // 2, (height - h) // 2))
             return canvas
-        if picture.size == (width, height):
-            return picture
-        return picture.resize((width, height), Image.Resampling.BILINEAR)
+        return resize(picture, width, height)
+
+
+def resize(picture: Image.Image, width: int, height: int) -> Image.Image:
+    """The width first and then the height: Pillow's own order depends on its version."""
+    for size in ((width, picture.height), (width, height)):
+        if picture.size != size:
+            picture = picture.resize(size, Image.Resampling.BILINEAR)
+    return picture
 
 
 def call(url: str, body: bytes | None = None, headers: dict | None = None) -> tuple[dict, bytes]:
