@@ -71,7 +71,6 @@ def _onnx_resize(
         coordinate_transformation_mode="half_pixel",
         antialias=antialias,
         exclude_outside=exclude_outside,
-        axes=[2, 3] if channels_first else [1, 2],
     )
     if as_float:
         add("Round")
@@ -79,7 +78,9 @@ def _onnx_resize(
     if channels_first:
         add("Transpose", perm=[0, 2, 3, 1])
     nodes.append(helper.make_node("Identity", [last], ["pixels"]))
-    size = np.array([contract.height, contract.width], np.int64)
+    target, channels = [contract.height, contract.width], [contract.channels]
+    whole = channels + target if channels_first else target + channels
+    size = np.array([1, *whole], np.int64)  # for one picture at a time
     shape = ["N", "H", "W", contract.channels]
     return _model(nodes, shape, [numpy_helper.from_array(size, "size")], TensorProto.UINT8)
 
