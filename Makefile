@@ -2,12 +2,13 @@
 #   make demo    trains AlexNet on real digits, exports, verifies, benchmarks, says where the report is
 #   make test    lint, types and the whole test suite
 # make bench measures AlexNet and VGG-16 on every runtime of this CPU.
+# make docs  builds the documentation's site.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench docs clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -31,6 +32,10 @@ bench: $(READY)
 	$(BIN)/cnnedge bench benchmarks/edge-cpu.toml -o build/bench/edge-cpu.json \
 	  --html build/bench/edge-cpu.html --markdown build/bench/edge-cpu.md --csv build/bench/edge-cpu.csv
 	@echo "the page: build/bench/edge-cpu.html"
+
+docs: $(READY)
+	$(BIN)/mkdocs build --strict
+	@echo "the site: build/docs/index.html"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ from cnnedge.data import open_source
 from cnnedge.pipeline import export_bundle
 from cnnedge.recipe import make_recipe
 from cnnedge.source import resolve
-from cnnedge.train import TrainOptions, train
+from cnnedge.train import TrainOptions, train_model
 
 EPOCHS = 3
 
@@ -30,7 +30,7 @@ def main() -> None:
     alexnet, vgg = folder / "alexnet_v1.keras", folder / "vgg16.keras"
     if not alexnet.exists():
         tell(f"training {alexnet}")
-        train("alexnet_v1", open_source("digits"), alexnet, TrainOptions(epochs=EPOCHS))
+        train_model("alexnet_v1", open_source("digits"), alexnet, TrainOptions(epochs=EPOCHS))
     if not vgg.exists():
         tell(f"drawing the weights of {vgg}")
         draw_weights("vgg16", vgg)

@@ -22,7 +22,7 @@ _HOME = {
     "load": "cnnedge.runtime",
     "open_bundle": "cnnedge.bundle",
     "open_source": "cnnedge.data",
-    "train": "cnnedge.train",
+    "train_model": "cnnedge.train",
     "verify_bundle": "cnnedge.verify",
 }
 __all__ = ["__version__", *sorted(_HOME)]
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from cnnedge.runtime import Classifier as Classifier
     from cnnedge.runtime import Prediction as Prediction
     from cnnedge.runtime import load as load
-    from cnnedge.train import train as train
+    from cnnedge.train import train_model as train_model
     from cnnedge.verify import verify_bundle as verify_bundle
 
 

@@ -17,6 +17,20 @@ _NOTED = (
     *("amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "asimdhp", "i8mm", "sve"),
 )
 
+# Arm's CPUs give a number in the place of a name: "CPU part" of MIDR_EL1, implementer 0x41.
+_ARM_PARTS = {
+    "0xd03": "Cortex-A53",
+    "0xd05": "Cortex-A55",
+    "0xd07": "Cortex-A57",
+    "0xd08": "Cortex-A72",
+    "0xd0b": "Cortex-A76",
+    "0xd0c": "Neoverse-N1",
+    "0xd40": "Neoverse-V1",
+    "0xd42": "Cortex-A78AE",
+    "0xd49": "Neoverse-N2",
+    "0xd4f": "Neoverse-V2",
+}
+
 # Distribution names that bring a module, in the order they are looked for.
 DISTRIBUTIONS = {
     "numpy": ("numpy",),
@@ -104,18 +118,30 @@ def tool_versions() -> dict[str, str]:
     return versions
 
 
-def _cpu_info() -> tuple[str, set[str]]:
+def _cpu_info(path: Path = Path("/proc/cpuinfo")) -> tuple[str, set[str]]:
     """Return the CPU's name and feature flags, as Linux tells them."""
     name = platform.processor() or platform.machine()
     flags: set[str] = set()
     try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return name, flags
-    for line in text.split("\n\n", 1)[0].splitlines():
-        key, _, value = (part.strip() for part in line.partition(":"))
-        if key == "model name":
-            name = value
-        elif key in {"flags", "Features"}:
-            flags = set(value.split())
-    return name, flags
+    first = text.split("\n\n", 1)[0].splitlines()
+    fields = {key.strip(): value.strip() for key, _, value in (x.partition(":") for x in first)}
+    for key in ("flags", "Features"):
+        flags |= set(fields.get(key, "").split())
+    return fields.get("model name") or _arm_name(fields) or name, flags
+
+
+def _arm_name(fields: dict[str, str]) -> str | None:
+    """Return the name of a CPU that tells its part number alone, as every 64-bit Arm does.
+
+    "aarch64" would be the same name for a server and a Raspberry Pi, and what was measured on one
+    would be believed on the other.
+    """
+    implementer, part = fields.get("CPU implementer"), fields.get("CPU part")
+    if implementer is None or part is None:
+        return None
+    if implementer == "0x41" and part in _ARM_PARTS:
+        return f"Arm {_ARM_PARTS[part]}"
+    return f"Arm, implementer {implementer}, part {part}"

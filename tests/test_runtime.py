@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -73,6 +74,75 @@ def test_threads_share_one_classifier(toy_bundle, digits):
     with ThreadPoolExecutor(8) as pool:
         for _ in range(5):
             assert list(pool.map(classify, images)) == alone
+
+
+def test_eight_threads_get_what_one_gets(toy_bundle):
+    """With arrays that go to the runtime as they are: nothing but the session is shared."""
+    classify = cnnedge.load(toy_bundle.root)
+    size = (classify.image.height, classify.image.width, classify.image.channels)
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 64 + 6 * k, size, np.uint8) for k in range(32)]
+    alone = [classify(image, top=10) for image in images]
+    assert len({str(answers) for answers in alone}) == len(images), "they must differ"
+
+    def work(first):
+        order = [(first + k) % len(images) for k in range(200)]
+        return [n for n in order if classify(images[n], top=10) != alone[n]]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(work, range(0, 32, 4))) == [[]] * 8
+
+
+@pytest.mark.parametrize("classes", [1, 2, 10, 39, 41, 1000])
+def test_the_likeliest_are_those_of_a_full_sort(classes):
+    from cnnedge.runtime import likeliest
+
+    rng = np.random.default_rng(classes)
+    rows = [rng.random(classes), rng.integers(0, 4, classes) / 4, np.zeros(classes)]
+    rows += [np.where(rng.random(classes) < 0.995, np.nan, 0.5)]  # as a broken model answers
+    for row in rows:
+        row = row.astype(np.float32)
+        for top in (0, 1, 3, 5, classes, classes + 1):
+            expected = np.argsort(-row, kind="stable")[:top]
+            np.testing.assert_array_equal(likeliest(row, top), expected)
+
+
+def test_an_array_goes_to_the_runtime_uncopied(toy_bundle):
+    classify = cnnedge.load(toy_bundle.root)
+    seen = []
+    run = classify._session
+    classify._session = lambda batch: seen.append(batch) or run(batch)
+    image = np.zeros((32, 32, 3), np.uint8)
+    classify(image)
+    assert seen[0].shape == (1, 32, 32, 3)
+    assert np.shares_memory(seen[0], image)
+    part = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)[::2, ::2]
+    assert classify(part) == classify(part.copy())
+    assert seen[-2].flags.c_contiguous
+
+
+def test_memory_is_steady(toy_bundle):
+    """Over 4,000 calls: 3 KiB kept of each, as its image takes, would be 12 MiB."""
+    code = """
+import os, sys, numpy as np, cnnedge
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+classify = cnnedge.load(sys.argv[1])
+image, path = np.zeros((32, 32, 3), np.uint8), sys.argv[1] + "/selftest/golden-01.jpg"
+def calls(count):
+    for k in range(count):
+        classify(image if k % 4 else path)
+calls(1000)
+before = resident()
+calls(4000)
+print(resident() - before)
+"""
+    if not os.path.exists("/proc/self/statm"):
+        pytest.skip("resident memory is read from Linux' /proc")
+    done = subprocess.run(
+        [sys.executable, "-c", code, toy_bundle.root], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 2 * 2**20
 
 
 def machine(cpu="another", isa=()):

@@ -18,7 +18,7 @@ from cnnedge.data import Split, stream
 from cnnedge.data.stream import Stream, augment
 from cnnedge.errors import CnnEdgeError, DataError, ImageError, MissingExtraError, ModelError
 from cnnedge.image import NORMALIZATIONS, ImageContract, normalize
-from cnnedge.train import EpochReport, TrainOptions, learner, train
+from cnnedge.train import EpochReport, TrainOptions, learner, train_model
 from cnnedge.train.history import best_epoch
 from cnnedge.train.learner import Learner
 
@@ -45,7 +45,7 @@ def straight(few_digits, tmp_path_factory):
     """A run that nothing disturbed, its result and what it left."""
     out = tmp_path_factory.mktemp("straight") / "m.keras"
     seen = []
-    result = train(MODEL, few_digits, out, OPTIONS, on_epoch=seen.append)
+    result = train_model(MODEL, few_digits, out, OPTIONS, on_epoch=seen.append)
     return result, seen
 
 
@@ -59,7 +59,7 @@ def stopped(few_digits, tmp_path_factory):
             raise StopError
 
     with pytest.raises(StopError):
-        train(MODEL, few_digits, folder / "m.keras", OPTIONS, on_epoch=stop)
+        train_model(MODEL, few_digits, folder / "m.keras", OPTIONS, on_epoch=stop)
     return folder
 
 
@@ -275,7 +275,7 @@ def scripted(monkeypatch, script):
 def test_patience_stops_and_the_best_epoch_is_kept(few_digits, tmp_path, monkeypatch):
     scripted(monkeypatch, [0.5, 0.8, 0.7, 0.8, 0.9])
     options = replace(OPTIONS, epochs=5, patience=2)
-    result = train(MODEL, few_digits, tmp_path / "m.keras", options)
+    result = train_model(MODEL, few_digits, tmp_path / "m.keras", options)
     assert (result.epochs_run, result.best_epoch, result.stopped_early) == (4, 2, True)
     assert all((w == 2).all() for w in weights(result.path))
 
@@ -283,7 +283,7 @@ def test_patience_stops_and_the_best_epoch_is_kept(few_digits, tmp_path, monkeyp
 def test_a_loss_that_is_no_number_saves_the_best_so_far(few_digits, tmp_path, monkeypatch):
     scripted(monkeypatch, [0.5, 0.4, float("nan")])
     with pytest.raises(ModelError, match=r"in epoch 3; .* epoch 1 are in .*best\.keras.* 0\.0001"):
-        train(MODEL, few_digits, tmp_path / "m.keras", OPTIONS)
+        train_model(MODEL, few_digits, tmp_path / "m.keras", OPTIONS)
     assert [path.name for path in tmp_path.iterdir()] == ["m.best.keras"]
     assert all((w == 1).all() for w in weights(tmp_path / "m.best.keras"))
 
@@ -291,7 +291,7 @@ def test_a_loss_that_is_no_number_saves_the_best_so_far(few_digits, tmp_path, mo
 def test_a_learning_rate_far_too_high_is_told(few_digits, tmp_path):
     options = replace(OPTIONS, learning_rate=1e30)
     with pytest.raises(ModelError, match=r"in epoch 1; no epoch .*below 1e\+30"):
-        train(MODEL, few_digits, tmp_path / "m.keras", options)
+        train_model(MODEL, few_digits, tmp_path / "m.keras", options)
     assert not list(tmp_path.iterdir())
 
 
@@ -311,7 +311,7 @@ def test_mixed_precision_saves_a_float32_model(few_digits, tmp_path, monkeypatch
 
     monkeypatch.setattr(learner, "_mean", spy)
     options = replace(OPTIONS, epochs=1)
-    result = train("alexnet_v1", few_digits, tmp_path / "m.keras", options)
+    result = train_model("alexnet_v1", few_digits, tmp_path / "m.keras", options)
     graph = computed[0].get_concrete_function().graph
     assert "float16" in {op.outputs[0].dtype.name for op in graph.get_operations() if op.outputs}
     assert result.history[0].finite
@@ -328,7 +328,9 @@ def test_mixed_precision_saves_a_float32_model(few_digits, tmp_path, monkeypatch
 def test_a_resumed_run_ends_where_the_straight_one_did(straight, stopped_copy, few_digits):
     before, _ = straight
     seen = []
-    result = train(MODEL, few_digits, stopped_copy, OPTIONS, resume=True, on_epoch=seen.append)
+    result = train_model(
+        MODEL, few_digits, stopped_copy, OPTIONS, resume=True, on_epoch=seen.append
+    )
     assert [report.epoch for report in seen] == [3, 4]
     assert without_seconds(result.history) == without_seconds(before.history)
     for a, b in zip(weights(before.path), weights(stopped_copy), strict=True):
@@ -348,14 +350,16 @@ def test_weights_to_start_from_say_what_they_want_of_the_pixels(few_digits, tmp_
         raise StopError
 
     with pytest.raises(StopError):
-        train(MODEL, few_digits, tmp_path / "m.keras", options, on_epoch=stop)
+        train_model(MODEL, few_digits, tmp_path / "m.keras", options, on_epoch=stop)
     monkeypatch.delattr(Learner, "init_from")
-    train(MODEL, few_digits, tmp_path / "m.keras", options, resume=True)
+    train_model(MODEL, few_digits, tmp_path / "m.keras", options, resume=True)
     assert load_model(tmp_path / "m.keras")[1].normalization == "caffe"
 
 
 def test_another_seed_ends_elsewhere(straight, few_digits, tmp_path):
-    result = train(MODEL, few_digits, tmp_path / "m.keras", replace(OPTIONS, seed=4, epochs=1))
+    result = train_model(
+        MODEL, few_digits, tmp_path / "m.keras", replace(OPTIONS, seed=4, epochs=1)
+    )
     assert result.history[0].loss != straight[0].history[0].loss
 
 
@@ -365,17 +369,17 @@ def test_a_killed_process_resumes(straight, few_digits, tmp_path):
     code = (
         "import os, signal\n"
         "from cnnedge.data import open_source\n"
-        "from tests.test_train import MODEL, OPTIONS, small, train\n"
+        "from tests.test_train import MODEL, OPTIONS, small, train_model\n"
         "def tell(task, done, total):\n"
         "    if task == 'train' and done == 9: os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"train(MODEL, small(open_source('digits')), {str(tmp_path / 'm.keras')!r}, OPTIONS,"
+        f"train_model(MODEL, small(open_source('digits')), {str(tmp_path / 'm.keras')!r}, OPTIONS,"
         " progress=tell)"
     )
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["m.ckpt"]
-    result = train(MODEL, few_digits, tmp_path / "m.keras", OPTIONS, resume=True)
+    result = train_model(MODEL, few_digits, tmp_path / "m.keras", OPTIONS, resume=True)
     assert without_seconds(result.history) == without_seconds(straight[0].history)
     for a, b in zip(weights(straight[0].path), weights(result.path), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -393,17 +397,17 @@ def test_a_killed_process_resumes(straight, few_digits, tmp_path):
 )
 def test_resuming_with_other_options_names_them(stopped_copy, few_digits, change, named):
     with pytest.raises(ModelError, match=named):
-        train(MODEL, few_digits, stopped_copy, replace(OPTIONS, **change), resume=True)
+        train_model(MODEL, few_digits, stopped_copy, replace(OPTIONS, **change), resume=True)
 
 
 def test_resuming_with_other_images_says_so(stopped_copy, digits):
     with pytest.raises(ModelError, match="another training images"):
-        train(MODEL, digits, stopped_copy, OPTIONS, resume=True)
+        train_model(MODEL, digits, stopped_copy, OPTIONS, resume=True)
 
 
 def test_resuming_from_nothing_says_so(few_digits, tmp_path):
     with pytest.raises(ModelError, match=r"no checkpoint .*m\.ckpt"):
-        train(MODEL, few_digits, tmp_path / "m.keras", OPTIONS, resume=True)
+        train_model(MODEL, few_digits, tmp_path / "m.keras", OPTIONS, resume=True)
 
 
 def test_what_the_checkpoint_takes_is_not_asked_for_twice(stopped_copy, few_digits, monkeypatch):
@@ -415,7 +419,7 @@ def test_what_the_checkpoint_takes_is_not_asked_for_twice(stopped_copy, few_digi
         monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: free)
         monkeypatch.setattr(Learner, "run_epoch", forbid)
         with pytest.raises((AssertionError, CnnEdgeError), match=match):
-            train(MODEL, few_digits, stopped_copy, OPTIONS, resume=True)
+            train_model(MODEL, few_digits, stopped_copy, OPTIONS, resume=True)
 
 
 # Where in an entry of the zip's directory stand the bits that say "encrypted", and the compression.
@@ -432,7 +436,7 @@ def test_a_damaged_checkpoint_is_told(stopped_copy, few_digits, damage):
         content[content.index(b"PK\x01\x02") + ZIP_FIELDS[damage]] ^= 1
     file.write_bytes(content[: {"cut": len(content) // 2, "emptied": 0}.get(damage)])
     with pytest.raises(ModelError, match=r"state\.npz is damaged"):
-        train(MODEL, few_digits, stopped_copy, OPTIONS, resume=True)
+        train_model(MODEL, few_digits, stopped_copy, OPTIONS, resume=True)
 
 
 # --- told before any training -----------------------------------------------------------------
@@ -448,48 +452,48 @@ class TestToldBeforeTraining:
     def test_a_place_that_cannot_be_written(self, few_digits, tmp_path):
         (tmp_path / "file").touch()
         with pytest.raises(CnnEdgeError, match=r"cannot write .*file/m\.keras"):
-            train(MODEL, few_digits, tmp_path / "file" / "m.keras", OPTIONS)
+            train_model(MODEL, few_digits, tmp_path / "file" / "m.keras", OPTIONS)
 
     def test_a_name_that_is_no_keras_file(self, few_digits, tmp_path):
         with pytest.raises(ModelError, match=r"does not end in \.keras"):
-            train(MODEL, few_digits, tmp_path / "m.h5", OPTIONS)
+            train_model(MODEL, few_digits, tmp_path / "m.h5", OPTIONS)
         (tmp_path / "m.keras").mkdir()
         with pytest.raises(ModelError, match="is a folder"):
-            train(MODEL, few_digits, tmp_path / "m.keras", OPTIONS)
+            train_model(MODEL, few_digits, tmp_path / "m.keras", OPTIONS)
 
     @pytest.mark.parametrize("name", ["m.ckpt/state.npz", "m.history.json", "m.history.png"])
     def test_a_folder_in_the_way(self, few_digits, tmp_path, name):
         (tmp_path / name).mkdir(parents=True)
         with pytest.raises(ModelError, match=rf"{Path(name).name} is a folder"):
-            train(MODEL, few_digits, tmp_path / "m.keras", OPTIONS)
+            train_model(MODEL, few_digits, tmp_path / "m.keras", OPTIONS)
 
     def test_a_file_where_the_checkpoints_go(self, few_digits, tmp_path):
         (tmp_path / "m.ckpt").touch()
         with pytest.raises(ModelError, match=r"m\.ckpt is a file"):
-            train(MODEL, few_digits, tmp_path / "m.keras", OPTIONS)
+            train_model(MODEL, few_digits, tmp_path / "m.keras", OPTIONS)
 
     def test_a_disk_too_full(self, few_digits, tmp_path, monkeypatch):
         usage = namedtuple("Usage", "free")
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**7))
         with pytest.raises(CnnEdgeError, match=r"0\.01 GB free, .* needs 0\.\d+ GB"):
-            train(MODEL, few_digits, tmp_path / "m.keras", OPTIONS)
+            train_model(MODEL, few_digits, tmp_path / "m.keras", OPTIONS)
         assert not list(tmp_path.iterdir())
 
     def test_no_tensorflow(self, few_digits, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "tensorflow", None)
         with pytest.raises(MissingExtraError, match=r"training needs .*tensorflow.*\[export\]"):
-            train(MODEL, few_digits, tmp_path / "m.keras", OPTIONS)
+            train_model(MODEL, few_digits, tmp_path / "m.keras", OPTIONS)
 
     def test_a_class_too_small_to_validate_on(self, few_digits, tmp_path):
         single = np.flatnonzero(few_digits.train.targets == 0)[1:]
         kept = np.setdiff1d(np.arange(200), single)
         dataset = replace(few_digits, train=few_digits.train.select(kept))
         with pytest.raises(DataError, match="class 0 has 1 image"):
-            train(MODEL, dataset, tmp_path / "m.keras", OPTIONS)
+            train_model(MODEL, dataset, tmp_path / "m.keras", OPTIONS)
 
     def test_weights_to_start_from_that_do_not_fit(self, few_digits, tmp_path):
         with pytest.raises(ModelError, match="not a VGG network"):
-            train(MODEL, few_digits, tmp_path / "m.keras", replace(OPTIONS, init="imagenet"))
+            train_model(MODEL, few_digits, tmp_path / "m.keras", replace(OPTIONS, init="imagenet"))
 
 
 @pytest.mark.parametrize(

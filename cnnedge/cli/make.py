@@ -114,7 +114,7 @@ def train_command(
     go on after a kill, to the same result.
     """
     from cnnedge.data import open_source
-    from cnnedge.train import TrainOptions, train
+    from cnnedge.train import TrainOptions, train_model
 
     options = TrainOptions(
         epochs=epochs,
@@ -129,7 +129,7 @@ def train_command(
     with progress_bar() as progress:
         dataset = open_source(source, seed=seed, progress=progress)
         tell_skipped(dataset)
-        result = train(
+        result = train_model(
             model, dataset, out, options, resume=resume, progress=progress, on_epoch=_tell_epoch
         )
     if as_json:

@@ -115,7 +115,7 @@ class TrainResult:
         return asdict(self) | {"path": str(self.path), "history": [asdict(r) for r in self.history]}
 
 
-def train(
+def train_model(
     model_name: str,
     dataset: Dataset,
     out: Path | str,

@@ -10,6 +10,7 @@ from cnnedge.benchmark.environment import conditions, read_sensors
 from cnnedge.benchmark.peaks import Peaks, best_of, layer_bounds, measure_peaks
 from cnnedge.benchmark.rows import layer_of
 from cnnedge.graph.precision import WeightedLayer
+from cnnedge.machine import _cpu_info
 
 
 def machine(root, *, clock="2400000", ticks="0", steal=0):
@@ -64,6 +65,36 @@ def test_a_machine_that_tells_nothing_is_none(tmp_path):
 def test_sensors_that_say_nonsense_are_left_out(tmp_path):
     machine(tmp_path, clock="<unknown>")
     assert read_sensors(tmp_path).clock_mhz is None
+
+
+@pytest.mark.parametrize(
+    ("implementer", "part", "name"),
+    [
+        ("0x41", "0xd0b", "Arm Cortex-A76"),
+        ("0x41", "0xd08", "Arm Cortex-A72"),
+        ("0x41", "0xfff", "Arm, implementer 0x41, part 0xfff"),
+        ("0x61", "0xd0b", "Arm, implementer 0x61, part 0xd0b"),
+    ],
+)
+def test_an_arm_cpu_is_named_by_its_part(tmp_path, implementer, part, name):
+    """Two Arm CPUs of one name would share what `load` knows of their speed."""
+    core = f"""processor\t: 0
+BogoMIPS\t: 108.00
+Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp asimdrdm asimddp
+CPU implementer\t: {implementer}
+CPU architecture: 8
+CPU variant\t: 0x4
+CPU part\t: {part}
+CPU revision\t: 1
+"""
+    (tmp_path / "cpuinfo").write_text(
+        f"{core}\n{core}\nModel\t\t: Raspberry Pi 5 Model B Rev 1.0\n"
+    )
+    found, flags = _cpu_info(tmp_path / "cpuinfo")
+    assert found == name
+    assert {"asimddp", "asimdhp"} <= flags
+    (tmp_path / "x86").write_text("processor\t: 0\nmodel name\t: A CPU: fast\nflags\t\t: avx fma\n")
+    assert _cpu_info(tmp_path / "x86") == ("A CPU: fast", {"avx", "fma"})
 
 
 def test_this_machine_can_be_read():
