@@ -143,27 +143,32 @@ class Classifier:
         return self._session(batch)
 
     def _answers(self, row: np.ndarray, top: int) -> list[Prediction]:
-        best = likeliest(row, top)
-        values = row[best].tolist()
-        return [
-            Prediction(self.labels[i], i, p) for i, p in zip(best.tolist(), values, strict=True)
-        ]
+        return [Prediction(self.labels[i], i, row.item(i)) for i in likeliest(row, top)]
 
     def __repr__(self) -> str:
         return f"<Classifier {self.variant}: {len(self.labels)} classes; {self.choice.reason}>"
 
 
-def likeliest(row: np.ndarray, top: int) -> np.ndarray:
-    """Return the indices of the ``top`` largest values, int64; of equals the first comes first.
+def likeliest(row: np.ndarray, top: int) -> list[int]:
+    """Return the indices of the ``top`` largest values; of equals the first comes first.
 
     A thousand classes are not sorted for the sake of five: that would be most of a call's overhead.
     """
-    if 0 < top < len(row) // 8:
-        least = np.partition(row, len(row) - top)[len(row) - top]
-        near = np.flatnonzero(row >= least)  # more than top where values are equal
-        if len(near) >= top:  # fewer: there are NaNs
-            return near[np.argsort(-row[near], kind="stable")[:top]]
-    return np.argsort(-row, kind="stable")[:top]
+    if 0 < top <= min(_FEW, len(row)):
+        left, found = row.copy(), []
+        for _ in range(top):
+            best = int(left.argmax())
+            if not left[best] > _TAKEN:  # it is a NaN, which argmax prefers, or nothing is left
+                break
+            found.append(best)
+            left[best] = _TAKEN
+        else:
+            return found
+    return np.argsort(-row, kind="stable")[:top].tolist()
+
+
+_FEW = 16  # from some dozens on, sorting once is quicker
+_TAKEN = -np.inf
 
 
 def load(
