@@ -159,7 +159,8 @@ def _library(part: str) -> Any:
     try:
         return importlib.import_module(f"model_signing.{part}")
     except ImportError as error:
-        raise MissingExtraError("model-signing", "sign", purpose="signing bundles") from error
+        needed = (error.name or "model-signing").partition(".")[0]
+        raise MissingExtraError(needed, "sign", purpose="signing bundles") from error
 
 
 def _hashing() -> Any:

@@ -46,21 +46,21 @@ def page_variants(bundle: Bundle, name: str | None = None) -> list[Variant]:
     manifest = bundle.manifest
     if manifest.input != "uint8":
         raise BundleError(
-            f"the graphs of {bundle.root} take {manifest.input}, and the page gives uint8 images",
+            f"the graphs of {bundle.origin} take {manifest.input}, and the page gives uint8 images",
             fix='export it with `input = "uint8"`',
         )
     if name is not None:
         variant = manifest.variant(name)
         if not runs_on(variant, "cpu"):
             raise BundleError(
-                f"{name} of {bundle.root} is written for TensorRT, and browsers have none",
+                f"{name} of {bundle.origin} is written for TensorRT, and browsers have none",
                 fix="choose one of: " + ", ".join(v.name for v in _for_cpus(bundle)),
             )
         return [variant]
     fit = [v for v in _for_cpus(bundle) if v.verified]
     if not fit:
         raise BundleError(
-            f"no variant of {bundle.root} was verified",
+            f"no variant of {bundle.origin} was verified",
             fix="run `cnnedge verify` on it first, or name a --variant",
         )
     return sorted(fit, key=lambda v: _ORDER.index(v.name) if v.name in _ORDER else len(_ORDER))
@@ -165,6 +165,6 @@ def _samples(bundle: Bundle) -> list[tuple[str, dict[str, Any]]]:
                 found.append((str(entry["file"]), {"reference": reference}))
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise BundleError(
-            f"{bundle.root} holds no self-test ({error})", fix="export it again"
+            f"{bundle.origin} holds no self-test ({error})", fix="export it again"
         ) from error
     return found
