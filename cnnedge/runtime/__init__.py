@@ -188,8 +188,8 @@ def load(
         bundle: The bundle: its folder, or the zip file or single ONNX file that `cnnedge package`
             wrote of it.
         variant: Which variant to run; None picks the fastest that was verified (see `choose`).
-        runtime: What runs it: "cpu", "cuda", "ort-tensorrt", "ort-rtx", "tensorrt" or "rtx"; the
-            last two run a plan that `cnnedge engine` put into the bundle.
+        runtime: What runs it: "cpu", "openvino", "cuda", "ort-tensorrt", "ort-rtx", "tensorrt" or
+            "rtx"; the last two run a plan that `cnnedge engine` put into the bundle.
         threads: How many threads of the CPU one call may use; None lets the runtime decide.
         rebuild: Build a plan in memory where the bundle has none that fits this machine.
         cache: A folder that nobody else can write, where a GPU runtime keeps what it compiles.
