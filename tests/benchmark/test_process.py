@@ -41,6 +41,11 @@ def hold(tmp_path, monkeypatch):
         process.close()
 
 
+def test_ctrl_c_is_for_the_parent_which_closes_it(hold):
+    process = hold()
+    assert os.getsid(process._process.pid) != os.getsid(0)
+
+
 def test_it_opens_measures_answers_and_ends(hold, tmp_path):
     process = hold(seconds=0.02)
     assert process.opened["provider"] == "Fake 1.0, 2 threads"
