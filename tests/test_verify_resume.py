@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal as signals
 import subprocess
 import sys
 
@@ -78,7 +79,13 @@ def run(arguments, note, deadly=-1, signal="SIGKILL"):
     """Run the command in a process of its own; return how it ended and how much it decoded."""
     note.write_bytes(b"")
     code = COMMAND.format(batch=BATCH, note=str(note), deadly=deadly, signal=signal)
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        # A shell's background jobs ignore Ctrl-C, and so would what they start.
+        preexec_fn=lambda: signals.signal(signals.SIGINT, signals.SIG_DFL),
+    )
     return done, len(note.read_bytes())
 
 

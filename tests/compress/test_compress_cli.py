@@ -100,7 +100,11 @@ def test_a_compressed_network_exports_to_fp16(toy_model, digits, digit_contract,
     keras.utils.set_random_seed(3)
     model = keras.models.clone_model(toy_model)
     source, out = tmp_path / "seeded.keras", tmp_path / "small.keras"
-    save_model(model, source, ModelNote("toy", digits.labels, digit_contract, "unit", "digits"))
+    save_model(
+        model,
+        source,
+        ModelNote("toy", digits.labels, digit_contract, "unit", data="digits", seed=0),
+    )
     once = ("--multiple", 4, "--epochs", 1, "--round-epochs", 1, "--learning-rate", "1e-9")
     result = run("compress", source, "--macs", 0.6, "--max-drop", 100, *once, "-o", out)
     assert result.exit_code == 0, result.output

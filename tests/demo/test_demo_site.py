@@ -211,6 +211,8 @@ def test_it_serves_until_it_is_ended_and_cleans_up(toy_bundle, pretend_runtime, 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's background jobs ignore Ctrl-C, and so would what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     text = ""
     while not text.rstrip().endswith("}"):
