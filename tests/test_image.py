@@ -15,6 +15,7 @@ from cnnedge.image import (
     NORMALIZATIONS,
     ImageContract,
     decode,
+    fit,
     normalize,
     to_batch,
     to_tensor,
@@ -258,3 +259,16 @@ def test_the_contract_survives_its_own_json():
     for wrong in ({"height": 0, "width": 3}, {"height": 3, "width": 3, "resize": "magic"}):
         with pytest.raises(ValueError, match="shape|resize"):
             ImageContract.from_dict(wrong)
+
+
+@pytest.mark.parametrize("resize", ["stretch", "letterbox"])
+def test_the_width_is_resized_first_whatever_pillow_finds_quicker(resize):
+    """Each pass rounds, so the order shows; from 13.0 on Pillow's own depends on the sizes."""
+    rng = np.random.default_rng(0)
+    tall = Image.fromarray(rng.integers(0, 256, (640, 64, 3), np.uint8))
+    found = fit(tall, ImageContract(60, 60, resize=resize))
+    width = 60 if resize == "stretch" else 6
+    narrow = tall.resize((width, 640), Image.Resampling.BILINEAR)
+    expected = np.asarray(narrow.resize((width, 60), Image.Resampling.BILINEAR))
+    left = (60 - width) // 2
+    np.testing.assert_array_equal(found[:, left : left + width], expected)
