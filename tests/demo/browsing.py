@@ -14,6 +14,10 @@ import numpy as np
 from cnnedge.demo import open_server
 from cnnedge.selftest import INDEX
 
+# What npm says where there is no network. All else it says is a fault of ours: a version that does
+# not exist, a file that is not what was pinned.
+OFFLINE = re.compile("ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|ENETUNREACH")
+
 
 @contextlib.contextmanager
 def served(folder):
