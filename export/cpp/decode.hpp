@@ -1,12 +1,13 @@
-// An image file, as upright RGB: binary PPM always, and JPEG, PNG, BMP, GIF where stb_image.h was
-// found (CNNEDGE_STB; Debian: libstb-dev). Include it in one .cpp file only.
+// An image file, as upright RGB: binary PPM always, and JPEG and PNG where stb_image.h was found
+// (CNNEDGE_STB; Debian: libstb-dev). Include it in one .cpp file only.
 #pragma once
 
 #include <cctype>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <memory>
+#include <system_error>
 
 #include "image.hpp"
 
@@ -21,6 +22,8 @@
 #endif
 #define STB_IMAGE_IMPLEMENTATION
 #define STB_IMAGE_STATIC
+#define STBI_ONLY_JPEG  // of its other formats stb_image reads a file that was cut short as if whole
+#define STBI_ONLY_PNG
 #include <stb_image.h>
 #if defined(__GNUC__)
 #pragma GCC diagnostic pop
@@ -29,12 +32,21 @@
 
 namespace cnnedge {
 
-constexpr long long kMostPixels = 89478485;  // cnnedge's own limit, refused before allocating
+constexpr long long kMostPixels = 89478485;      // cnnedge's own limit, refused before allocating
+constexpr std::uintmax_t kMostBytes = 1u << 30;  // of an image's file; stb_image counts in ints
 
-inline std::vector<std::uint8_t> read_file(const std::string& path) {
+inline std::vector<std::uint8_t> read_file(const std::string& path,
+                                           std::uintmax_t most = PTRDIFF_MAX) {
+  std::error_code error;  // also for a folder, which ifstream opens
+  const std::uintmax_t size = std::filesystem::file_size(path, error);
+  if (error) throw std::runtime_error("cannot read " + path + " (" + error.message() + ")");
+  if (size > most) throw std::runtime_error(path + " has " + std::to_string(size) + " bytes");
+  std::vector<std::uint8_t> bytes(static_cast<std::size_t>(size));
   std::ifstream file(path, std::ios::binary);
-  if (!file) throw std::runtime_error("cannot read " + path);
-  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  if (!file.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(size))) {
+    throw std::runtime_error("cannot read " + path);
+  }
+  return bytes;
 }
 
 namespace detail {
@@ -76,35 +88,52 @@ inline Image read_ppm(const std::vector<std::uint8_t>& bytes, const std::string&
   return image;
 }
 
-// How a JPEG's camera was held: EXIF's orientation, 1 to 8. Phones store photos sideways.
-inline int orientation(const std::vector<std::uint8_t>& b) {
-  const auto u16 = [&](std::size_t at, bool little) -> unsigned {
-    if (at + 2 > b.size()) return 0;
-    return little ? b[at] | b[at + 1] << 8 : b[at] << 8 | b[at + 1];
+// A number of so many bytes; those beyond the end are 0.
+inline std::size_t number(const std::vector<std::uint8_t>& b, std::size_t at, std::size_t size,
+                          bool little = false) {
+  std::size_t value = 0;
+  for (std::size_t i = 0; i < size; ++i) {
+    const std::size_t from = at + (little ? size - 1 - i : i);
+    value = value << 8 | (from < b.size() ? b[from] : 0u);
+  }
+  return value;
+}
+
+// Where the EXIF of a JPEG or PNG begins, which is a TIFF file in itself; 0: there is none.
+inline std::size_t find_exif(const std::vector<std::uint8_t>& b) {
+  const auto is = [&](std::size_t at, const char* text, std::size_t size) {
+    return at + size <= b.size() && !std::memcmp(&b[at], text, size);
   };
-  const auto u32 = [&](std::size_t at, bool little) -> std::size_t {
-    const std::size_t low = u16(little ? at : at + 2, little);
-    const std::size_t high = u16(little ? at + 2 : at, little);
-    return high << 16 | low;
-  };
-  if (u16(0, false) != 0xFFD8) return 1;
-  for (std::size_t at = 2; at + 4 <= b.size() && b[at] == 0xFF;) {
-    const std::size_t length = u16(at + 2, false);
-    if (b[at + 1] == 0xDA || length < 2) break;  // the pixels begin
-    const std::size_t tiff = at + 10;
-    if (b[at + 1] == 0xE1 && tiff + 8 <= b.size() && !std::memcmp(&b[at + 4], "Exif\0\0", 6)) {
-      const bool little = b[tiff] == 'I';
-      const std::size_t table = tiff + u32(tiff + 4, little);
-      const unsigned entries = u16(table, little);
-      for (unsigned i = 0; i < entries; ++i) {
-        const std::size_t entry = table + 2 + 12 * static_cast<std::size_t>(i);
-        if (u16(entry, little) != 0x0112) continue;
-        const unsigned value = u16(entry + 8, little);
-        return value >= 1 && value <= 8 ? static_cast<int>(value) : 1;
-      }
-      return 1;
+  if (number(b, 0, 2) == 0xFFD8) {
+    for (std::size_t at = 2; at + 4 <= b.size() && b[at] == 0xFF;) {
+      const std::size_t length = number(b, at + 2, 2);
+      if (b[at + 1] == 0xDA || length < 2) break;  // the pixels begin
+      if (b[at + 1] == 0xE1 && is(at + 4, "Exif\0\0", 6)) return at + 10;
+      at += 2 + length;
     }
-    at += 2 + length;
+  } else {
+    for (std::size_t at = 8; at + 8 <= b.size();) {
+      const std::size_t length = number(b, at, 4);
+      if (is(at + 4, "eXIf", 4)) return at + 8;
+      if (length > b.size()) break;
+      at += 12 + length;
+    }
+  }
+  return 0;
+}
+
+// How the camera was held: EXIF's orientation, 1 to 8. Phones store photos sideways.
+inline int orientation(const std::vector<std::uint8_t>& b) {
+  const std::size_t tiff = find_exif(b);
+  if (tiff == 0 || tiff >= b.size()) return 1;
+  const bool little = b[tiff] == 'I';
+  const std::size_t table = tiff + number(b, tiff + 4, 4, little);
+  const std::size_t entries = number(b, table, 2, little);
+  for (std::size_t i = 0; i < entries; ++i) {
+    const std::size_t entry = table + 2 + 12 * i;
+    if (number(b, entry, 2, little) != 0x0112) continue;
+    const std::size_t value = number(b, entry + 8, 2, little);
+    return value >= 1 && value <= 8 ? static_cast<int>(value) : 1;
   }
   return 1;
 }
@@ -130,6 +159,28 @@ inline Image upright(Image image, int orientation) {
 }
 
 #ifdef CNNEDGE_STB
+// stb_image before 2.28, which Debian 12 and Ubuntu 22.04 have, writes out of bounds where a JPEG's
+// Huffman table has more than 256 symbols. This walk meets every table that stb_image would read.
+inline void check_huffman(const std::vector<std::uint8_t>& b, const std::string& path) {
+  if (number(b, 0, 2) != 0xFFD8) return;
+  for (std::size_t at = 2; at + 4 <= b.size();) {
+    const unsigned marker = b[at + 1];
+    if (b[at] == 0xFF && marker == 0xD9) return;  // the end
+    if (b[at] != 0xFF || marker < 0xC0 || marker == 0xFF || (marker >= 0xD0 && marker < 0xD9)) {
+      ++at;  // pixels, or a marker that nothing belongs to
+      continue;
+    }
+    const std::size_t end = at + 2 + std::max<std::size_t>(2, number(b, at + 2, 2));
+    for (std::size_t table = at + 4; marker == 0xC4 && table < end;) {
+      std::size_t symbols = 0;
+      for (std::size_t bits = 1; bits <= 16; ++bits) symbols += number(b, table + bits, 1);
+      if (symbols > 256) throw std::runtime_error(path + " has an impossible Huffman table");
+      table += 17 + symbols;
+    }
+    at = end;
+  }
+}
+
 // Lays RGBA on white, rounded as Pillow's alpha_composite does.
 inline Image on_white(const std::uint8_t* rgba, int width, int height) {
   Image out(width, height, 3);
@@ -144,22 +195,26 @@ inline Image on_white(const std::uint8_t* rgba, int width, int height) {
 }
 
 inline Image read_stb(const std::vector<std::uint8_t>& bytes, const std::string& path) {
+  check_huffman(bytes, path);
   const int size = static_cast<int>(bytes.size());
   int width = 0, height = 0, channels = 0;
   if (!stbi_info_from_memory(bytes.data(), size, &width, &height, &channels)) {
     throw std::runtime_error(path + " is no image that this app reads");
   }
   check_size(width, height, path);
-  const int wanted = channels % 2 ? 3 : 4;  // 2 and 4 have transparency
+  const int wanted = channels == 3 ? 3 : 4;  // grey and palettes too may have a transparent colour
   const std::unique_ptr<stbi_uc, void (*)(void*)> pixels(
       stbi_load_from_memory(bytes.data(), size, &width, &height, &channels, wanted),
       stbi_image_free);
   if (!pixels) {
     throw std::runtime_error(path + " cannot be decoded (" + stbi_failure_reason() + ")");
   }
-  if (wanted == 4) return on_white(pixels.get(), width, height);
   Image image(width, height, 3);
-  std::copy_n(pixels.get(), image.pixels.size(), image.pixels.begin());
+  if (wanted == 4) {
+    image = on_white(pixels.get(), width, height);
+  } else {
+    std::copy_n(pixels.get(), image.pixels.size(), image.pixels.begin());
+  }
   return upright(std::move(image), orientation(bytes));
 }
 #endif
@@ -168,7 +223,7 @@ inline Image read_stb(const std::vector<std::uint8_t>& bytes, const std::string&
 
 // Throws std::runtime_error, with a message that names the file.
 inline Image read_image(const std::string& path) {
-  const std::vector<std::uint8_t> bytes = read_file(path);
+  const std::vector<std::uint8_t> bytes = read_file(path, kMostBytes);
   if (bytes.size() > 2 && bytes[0] == 'P' && bytes[1] == '6') {
     return detail::read_ppm(bytes, path);
   }
