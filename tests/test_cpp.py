@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -374,8 +375,17 @@ def test_plans_that_are_not_run(trt, toy_bundle, plan, ppm, tmp_path):
 
 def test_a_gpu_that_fails_is_said_and_nothing_is_left_on_it(trt, toy_bundle, plan, ppm):
     refused(trt(toy_bundle.root, plan, ppm, fails="cudaMalloc"), "cudaMalloc: out of memory")
-    done = trt(toy_bundle.root, plan, ppm, fails="enqueueV3")
-    assert "TensorRT cannot run" in done.stderr
+    refused(trt(toy_bundle.root, plan, ppm, fails="enqueueV3"), "TensorRT cannot run")
+
+
+def test_answers_that_are_no_numbers_are_not_sorted(trt, toy_bundle, plan, ppm, tmp_path):
+    refused(trt(toy_bundle.root, plan, ppm, seen=tmp_path / "seen", fails="NaN"), "NaN")
+
+
+def test_of_a_name_given_twice_the_last_counts(trt, toy_bundle, plan, ppm, tmp_path):
+    note = tmp_path / "p.json"
+    note.write_text(note.read_text().replace("{", '{"sha256": "0",', 1))
+    assert trt(toy_bundle.root, plan, ppm, seen=tmp_path / "seen").returncode == 0
 
 
 def test_only_a_version_compatible_plan_may_bring_code_along(trt, toy_bundle, plan, ppm, tmp_path):
@@ -439,6 +449,7 @@ def ort(tmp_path_factory):
         command = [root / "build" / "classify_ort", *map(str, words)]
         return subprocess.run(command, capture_output=True, text=True)
 
+    run.library = root / "libonnxruntime.so"
     return run
 
 
@@ -491,3 +502,56 @@ def test_what_onnxruntime_cannot_run_is_one_line(ort, toy_bundle, tmp_path, ppm)
     del plain.metadata_props[:]
     onnx.save(plain, tmp_path / "plain.onnx")
     refused(ort(tmp_path / "plain.onnx", ppm), "cnnedge.image")
+
+
+def dummy(path, like, kind, answers):
+    """Write a model with the metadata of another that answers the same to everything."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    types = {
+        "tensor": helper.make_tensor_value_info,
+        "list": helper.make_tensor_sequence_value_info,
+    }
+    answer = TensorProto.FLOAT16 if answers.dtype == np.float16 else TensorProto.FLOAT
+    graph = helper.make_graph(
+        [
+            helper.make_node(
+                "Constant", [], ["probabilities"], value=numpy_helper.from_array(answers)
+            )
+        ],
+        "dummy",
+        [types[kind]("image", TensorProto.UINT8, [1, None, None, None])],
+        [helper.make_tensor_value_info("probabilities", answer, answers.shape)],
+    )
+    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+    model.metadata_props.extend(onnx.load(like).metadata_props)
+    onnx.save(model, path)
+    return path
+
+
+def test_a_model_of_other_types_is_refused_not_misread(ort, toy_bundle, tmp_path, ppm):
+    like, path = toy_bundle.path("model.fp32.onnx"), tmp_path / "m.onnx"
+    classes = len(toy_bundle.manifest.labels)
+    floats = np.full((1, classes), 0.1, np.float32)
+    assert ort(dummy(path, like, "tensor", floats), ppm).returncode == 0
+    refused(ort(dummy(path, like, "tensor", floats.astype(np.float16)), ppm), "one float for each")
+    refused(ort(dummy(path, like, "tensor", floats[:, 1:]), ppm), "one float for each")
+    refused(ort(dummy(path, like, "tensor", floats * np.nan), ppm), "NaN")
+    refused(ort(dummy(path, like, "list", floats), ppm), "takes no uint8 image")
+
+
+def test_a_library_older_than_the_headers_is_said(ort, toy_bundle, tmp_path, ppm):
+    for header in onnxruntime_headers().glob("onnxruntime_*.h"):
+        shutil.copy(header, tmp_path)
+    c_api = tmp_path / "onnxruntime_c_api.h"
+    text, found = re.subn(r"(?m)^(#define ORT_API_VERSION) \d+", r"\1 9999", c_api.read_text())
+    assert found == 1
+    c_api.write_text(text)
+    flags = ["-fno-sanitize=all", "-isystem", str(tmp_path), f"-Wl,-rpath,{ort.library.parent}"]
+    flags += ["-x", "c++", str(CPP / "classify_ort.cpp"), "-x", "none"]
+    tool = compile_cpp(ort.library, tmp_path / "app", *flags)
+    words = [tool, toy_bundle.path("model.fp32.onnx"), ppm]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 1  # the library says a line of its own
+    assert "error: this app was built for a later ONNX Runtime" in done.stderr

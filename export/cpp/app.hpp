@@ -33,6 +33,10 @@ inline std::vector<std::string> read_labels(const Json& fields) {
 // Prints the likeliest labels, the likeliest first: probability, label.
 inline void print_top(const float* probabilities, const std::vector<std::string>& labels,
                       std::size_t count = 5) {
+  if (std::any_of(probabilities, probabilities + labels.size(),
+                  [](float p) { return std::isnan(p); })) {  // no order could be made of them
+    throw std::runtime_error("the model answers with NaN: take another variant of it");
+  }
   std::vector<std::size_t> order(labels.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
   std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {

@@ -10,14 +10,14 @@
 
 namespace {
 
-std::string metadata(const Ort::Session& session, const char* key) {
+cnnedge::Json metadata(const Ort::Session& session, const char* key) {
   Ort::AllocatorWithDefaultOptions allocator;
   const auto found = session.GetModelMetadata().LookupCustomMetadataMapAllocated(key, allocator);
   if (!found) {
     throw std::runtime_error(std::string("the model's metadata has no ") + key +
                              ": give a model that cnnedge exported");
   }
-  return found.get();
+  return cnnedge::JsonReader::read(found.get());
 }
 
 void classify(char** arguments) {
@@ -25,15 +25,20 @@ void classify(char** arguments) {
   if (!std::filesystem::is_regular_file(model)) {
     throw std::runtime_error("there is no model " + model.string());
   }
+  if (!OrtGetApiBase()->GetApi(ORT_API_VERSION)) {  // every call would go through a null pointer
+    throw std::runtime_error(std::string("this app was built for a later ONNX Runtime than the ") +
+                             OrtGetApiBase()->GetVersionString() + " that is installed");
+  }
   // Once, at the app's start:
   Ort::Env env(ORT_LOGGING_LEVEL_FATAL, "classify");  // errors come as exceptions
   Ort::Session session(env, model.c_str(), Ort::SessionOptions());
   const cnnedge::Contract contract =
-      cnnedge::read_contract(cnnedge::JsonReader::read(metadata(session, "cnnedge.image")));
+      cnnedge::read_contract(metadata(session, "cnnedge.image"));
   const std::vector<std::string> labels =
-      cnnedge::read_labels(cnnedge::JsonReader::read(metadata(session, "cnnedge.labels")));
+      cnnedge::read_labels(metadata(session, "cnnedge.labels"));
   const auto input = session.GetInputTypeInfo(0);
-  if (input.GetTensorTypeAndShapeInfo().GetElementType() != ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8) {
+  if (input.GetONNXType() != ONNX_TYPE_TENSOR ||
+      input.GetTensorTypeAndShapeInfo().GetElementType() != ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8) {
     throw std::runtime_error(model.string() +
                              " takes no uint8 image: export it without --input float32");
   }
@@ -48,8 +53,10 @@ void classify(char** arguments) {
   const char* outputs[] = {"probabilities"};
   const std::vector<Ort::Value> answers =
       session.Run(Ort::RunOptions(), inputs, &tensor, 1, outputs, 1);
-  if (answers[0].GetTensorTypeAndShapeInfo().GetElementCount() != labels.size()) {
-    throw std::runtime_error(model.string() + " has not one answer for each label");
+  const auto given = answers[0].GetTensorTypeAndShapeInfo();
+  if (given.GetElementType() != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT ||
+      given.GetElementCount() != labels.size()) {
+    throw std::runtime_error(model.string() + " has not one float for each label");
   }
   cnnedge::print_top(answers[0].GetTensorData<float>(), labels);
 }

@@ -20,7 +20,7 @@ struct Json {
   std::vector<std::string> names;  // an object's, in the order of the items
 
   const Json* find(const std::string& name) const {
-    for (std::size_t i = 0; i < names.size(); ++i) {
+    for (std::size_t i = names.size(); i-- > 0;) {  // of two the last, as Python's json
       if (names[i] == name) return &items[i];
     }
     return nullptr;

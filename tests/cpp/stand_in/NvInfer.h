@@ -4,6 +4,7 @@
 // class i, the last one taking the rest.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <fstream>
@@ -59,7 +60,7 @@ class IExecutionContext {
         answers[i] = static_cast<float>(i) / 100.0f;
         rest -= answers[i];
       }
-      answers[plan.classes - 1] = rest;
+      answers[plan.classes - 1] = stand_in::fails("NaN") ? std::nanf("") : rest;
     });
     return true;
   }

@@ -41,7 +41,13 @@ inline cudaError_t cudaMalloc(void** data, std::size_t bytes) {
   ++stand_in::device().held;
   return cudaSuccess;
 }
-inline cudaError_t cudaFree(void* data) {
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
+  for (const auto& work : stand_in::device().pending) work();
+  stand_in::device().pending.clear();
+  return cudaSuccess;
+}
+inline cudaError_t cudaFree(void* data) {  // waits for what was begun, as CUDA's does
+  cudaStreamSynchronize(nullptr);
   if (data) --stand_in::device().held;
   std::free(data);
   return cudaSuccess;
@@ -55,13 +61,16 @@ inline cudaError_t cudaStreamDestroy(cudaStream_t) {
   --stand_in::device().held;
   return cudaSuccess;
 }
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
-                                   cudaStream_t) {
-  stand_in::device().pending.push_back([=] { std::memcpy(to, from, bytes); });
-  return cudaSuccess;
-}
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
-  for (const auto& work : stand_in::device().pending) work();
-  stand_in::device().pending.clear();
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes,
+                                   cudaMemcpyKind kind, cudaStream_t) {
+  const auto* first = static_cast<const char*>(from);
+  if (kind == cudaMemcpyHostToDevice) {  // CUDA too takes pageable memory before it returns
+    stand_in::device().pending.push_back(
+        [to, taken = std::vector<char>(first, first + bytes)] {
+          std::memcpy(to, taken.data(), taken.size());
+        });
+  } else {
+    stand_in::device().pending.push_back([=] { std::memcpy(to, from, bytes); });
+  }
   return cudaSuccess;
 }
