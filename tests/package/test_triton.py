@@ -261,10 +261,19 @@ def test_it_is_not_written_where_it_should_not_be(bundle_copy, tmp_path, monkeyp
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("shutil.copyfile", full)
+    monkeypatch.setattr("cnnedge.package.triton.copy_checked", full)
     assert "No space left" in error_of(run("package", bundle_copy, "--triton", tmp_path / "new"))
     assert {p.name for p in tmp_path.iterdir()} == {"toy", "models"}
     open_bundle(bundle_copy)
+
+
+def test_a_bundle_that_changes_meanwhile_gives_no_repository(bundle_copy, tmp_path):
+    plan = ("tensorrt", "int8-trt.tensorrt", PlanOptions(), None)
+    bundle = with_plans(bundle_copy, plan)
+    bundle.path("engines/int8-trt.tensorrt.plan").write_bytes(b"another plan")
+    with pytest.raises(BundleError, match=r"tensorrt\.plan changed while it was read"):
+        write_triton(bundle, tmp_path / "models", variant="int8-trt")
+    assert {p.name for p in tmp_path.iterdir()} == {"toy"}
 
 
 def service_of(folder):
@@ -318,7 +327,7 @@ def test_the_inference_service_is_kserves(repository, toy_bundle, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["VGG 16", "16_fach", "schön", "x" * 90, "日本", "a-_-"])
+@pytest.mark.parametrize("name", ["VGG 16", "16_fach", "schön", "x" * 90, "日本", "a-_-", "on"])
 def test_any_name_makes_names(toy_bundle, repository, tmp_path, name):
     yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
     named = replace(toy_bundle, manifest=replace(toy_bundle.manifest, name=name))
