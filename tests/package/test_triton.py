@@ -444,11 +444,25 @@ def test_the_client_as_it_is_called(server, toy_bundle):
     assert labels == [toy_bundle.manifest.labels[i] for i in best]
 
 
-def test_what_goes_wrong_is_one_line(client, server):
+def test_what_goes_wrong_is_one_line(client, server, toy_bundle, tmp_path, monkeypatch):
+    name = f"{toy_bundle.manifest.name}_int8"
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(toy_bundle.path("selftest/golden-00.png").read_bytes()[:200])
+    for words, says in (
+        ((server, name, str(broken)), r"^error: .*broken\.png: .+"),
+        ((server, name, str(tmp_path / "none.png")), r"^error: .*none\.png: .*No such file"),
+        (("nowhere", name, str(broken)), "^error: nowhere: unknown url type"),
+    ):
+        with pytest.raises(SystemExit, match=says) as caught:
+            client.main(*words)
+        assert len(str(caught.value).splitlines()) == 1
     with pytest.raises(SystemExit, match="answers 404: .*unknown model"):
         client.Model(server, "none")
     with pytest.raises(SystemExit, match="cannot be reached"):
         client.Model("http://127.0.0.1:9", "none")
+    monkeypatch.setattr(client, "call", lambda *arguments: ({}, b"<html>"))
+    with pytest.raises(SystemExit, match=f"^error: {server}: "):
+        client.main(server, name, str(broken))
 
 
 @pytest.mark.parametrize("channels", [3, 1])
