@@ -34,7 +34,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import cnnedge
 from cnnedge.benchmark.environment import conditions, environment, now_utc, read_sensors
 from cnnedge.benchmark.statistics import paired_ratio
-from cnnedge.files import write_text
+from cnnedge.files import require_writable, write_text
 
 SMALL = Path("small")
 OVERHEAD_GOAL = 50e-6  # seconds
@@ -313,9 +313,14 @@ def main() -> None:
         return
     if min(arguments.processes, arguments.calls // 1000) < 1 or arguments.seconds <= 0:
         parser.error("at least 1 process, 1000 calls, and some seconds")
+    # What is wrong is said before minutes of measuring.
     for bundle in arguments.bundles:
         if bundle != SMALL:
-            cnnedge.open_bundle(bundle)  # what is wrong with it is said before minutes of measuring
+            cnnedge.open_bundle(bundle)
+            if not golden(bundle):
+                parser.error(f"{bundle} is no folder with golden images in selftest/")
+    if arguments.json:
+        require_writable(arguments.json)
     before = read_sensors()
     with tempfile.TemporaryDirectory() as folder:
         results = [

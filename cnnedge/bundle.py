@@ -233,7 +233,10 @@ def _parse(text: bytes, where: Path) -> Manifest:
         if not all(isinstance(size, int | None) for size in _sizes(manifest).values()):
             raise TypeError("a size is no number")
         return manifest
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        *(ValueError, KeyError, TypeError, AttributeError),
+        *(OverflowError, RecursionError),
+    ) as error:
         raise BundleError(
             f"the manifest of {where} cannot be read ({error})", fix="copy or export it again"
         ) from error

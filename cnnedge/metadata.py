@@ -90,7 +90,10 @@ def read_metadata(metadata: Mapping[str, str], where: str) -> About:
             source_bytes=int(metadata.get(META_SOURCE_BYTES, 0)),
             any_size=metadata.get(META_RESIZE) == IN_THE_GRAPH,
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        *(ValueError, KeyError, TypeError, AttributeError),
+        *(OverflowError, RecursionError),
+    ) as error:
         raise ModelError(
             f"the metadata of {where} cannot be read ({error})", fix="package the bundle again"
         ) from error

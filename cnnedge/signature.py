@@ -138,6 +138,13 @@ def check_signature(bundle: Path | str | Bundle, public_key: Path | str) -> Sign
     # Whatever else goes wrong in there, the bundle is refused; these only find the words for it.
     except Exception as error:
         raise _refusal(error, root, where, signed) from error
+    # The library goes by the signature's own list of what it need not cover.
+    uncovered = sorted(_files(root) - signed.keys())
+    if uncovered:
+        raise SignatureError(
+            f"the signature of {where} does not cover {_some(uncovered)}",
+            fix="have it signed whole: cnnedge sign BUNDLE --key PRIVATE.pem",
+        )
     return signature
 
 

@@ -21,6 +21,7 @@ from cnnedge.selftest import TOLERANCE
 
 TARGETS = Path(__file__).parents[1] / "export"
 BARE = TARGETS / "x86-cpu" / "bare.py"
+APP = TARGETS / "x86-cpu" / "app.py"
 CAMERA = TARGETS / "raspberry-pi" / "camera.py"
 
 
@@ -170,6 +171,27 @@ def test_its_refusals_are_one_line(bare_python, toy_bundle, tmp_path):
     assert run_bare(bare_python, model).returncode == 2
 
 
+def test_the_app_of_three_lines(toy_bundle, tmp_path):
+    def app(*words):
+        environment = os.environ | {"PYTHONPATH": str(Path(cnnedge.__file__).parents[1])}
+        command = [sys.executable, APP, *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+    photo = toy_bundle.path("selftest/golden-00.png")
+    best = cnnedge.load(toy_bundle.root)(photo)[0]
+    done = app(toy_bundle.root, photo)
+    assert done.stdout == f"{photo}: {best.label} ({best.probability:.1%})\n", done.stderr
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    none = tmp_path / "none"
+    for words, what in (((toy_bundle.root, broken), broken), ((none, photo), none)):
+        done = app(*words)
+        (line,) = done.stderr.splitlines()
+        assert (done.returncode, done.stdout) == (1, "")
+        assert line.startswith(f"error: {what} ")
+    assert "python app.py BUNDLE IMAGE" in app().stderr
+
+
 # As picamera2 hands out frames: the format's name reads a pixel from its last byte to its first.
 PICAMERA2 = """
 import json, os
@@ -194,6 +216,11 @@ class Picamera2:
         frame = np.load(os.environ["FRAME"])
         return frame if self.format == "BGR888" else frame[..., ::-1]
 """
+
+
+BUSY = (
+    "class Picamera2:\n    def __init__(self):\n        raise RuntimeError('Failed to acquire')\n"
+)
 
 
 @pytest.fixture
@@ -232,6 +259,7 @@ def test_the_camera_apps_refusals_are_one_line(run_camera, toy_bundle, tmp_path)
     for done, says in (
         (run_camera(toy_bundle.root), "no camera was found"),
         (run_camera(toy_bundle.root, picamera2="raise ImportError('gone')"), "picamera2 cannot"),
+        (run_camera(toy_bundle.root, picamera2=BUSY), "cannot be used: Failed to acquire"),
         (run_camera(tmp_path / "none"), "does not exist"),
     ):
         assert done.returncode == 1

@@ -133,6 +133,18 @@ def test_a_file_that_was_added_is_found(signed, keys, name):
         check_signature(signed, keys["maker"][1])
 
 
+def test_what_a_signature_leaves_out_is_found(bundle_copy, keys):
+    """The library signs with any list of what is not covered, and checks by that list."""
+    from model_signing import hashing, signing
+
+    config = signing.Config().use_elliptic_key_signer(private_key=keys["maker"][0])
+    left_out = [bundle_copy / name for name in (SIGNATURE, "report.html")]
+    config.set_hashing_config(hashing.Config().set_ignored_paths(paths=left_out))
+    config.sign(bundle_copy, bundle_copy / SIGNATURE)
+    with pytest.raises(SignatureError, match=r"does not cover report\.html"):
+        check_signature(bundle_copy, keys["maker"][1])
+
+
 def test_a_file_that_was_removed_is_found(signed, keys):
     (signed / "report.html").unlink()
     with pytest.raises(SignatureError, match=r"\(missing: report\.html\)"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,9 @@ def package_command(
     given = [path for path in outputs.values() if path is not None]
     if not given:
         raise click.UsageError("say what to write: --onnx FILE, --zip FILE or --triton DIR")
-    if len({path.absolute() for path in given}) < len(given):
-        raise click.UsageError("each of them needs a place of its own")
+    places = [path.resolve() for path in given]
+    if any(a.is_relative_to(b) for a, b in permutations(places, 2)):
+        raise click.UsageError("each of them needs a place of its own, not within another's")
     if variant is not None and onnx is None and triton is None:
         raise click.UsageError("a zip file holds the whole bundle: leave --variant out")
     if any_size and onnx is None:

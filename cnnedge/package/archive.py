@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import stat
 import zipfile
 import zlib
@@ -9,11 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cnnedge.bundle import MANIFEST, UNLISTED, Bundle, file_hashes
+from cnnedge.bundle import MANIFEST, UNLISTED, Bundle, Manifest, file_hashes
 from cnnedge.errors import BundleError
 from cnnedge.files import atomic_path, sha256
 from cnnedge.package.place import check_file
-from cnnedge.package.single import copy_hashed
+from cnnedge.package.single import copy_checked
 
 # The first moment that a zip file can name: the same bundle gives the same bytes.
 _MOMENT = (1980, 1, 1, 0, 0, 0)
@@ -59,7 +60,10 @@ def write_archive(bundle: Bundle, out: Path | str, *, force: bool = False) -> Ar
     """
     out = Path(out)
     check_file(bundle, out, force=force)
-    hashes: dict[str, str | None] = {**file_hashes(bundle.manifest), MANIFEST: None}
+    hashes: dict[str, str | None] = {
+        **file_hashes(bundle.manifest),
+        MANIFEST: _manifest_hash(bundle),
+    }
     hashes |= {name: None for name in UNLISTED if bundle.path(name).is_file()}
     with (
         atomic_path(out) as temporary,
@@ -77,10 +81,24 @@ def _add(archive: zipfile.ZipFile, bundle: Bundle, name: str, digest: str | None
     info.external_attr = (stat.S_IFREG | 0o644) << 16
     info.file_size = path.stat().st_size
     info.compress_type = zipfile.ZIP_DEFLATED if _pays(path) else zipfile.ZIP_STORED
-    with open(path, "rb") as source, archive.open(info, "w") as target:
-        found = copy_hashed(source, target)
-    if digest not in {None, found}:
-        raise BundleError(f"{path} changed while it was read", fix="package it again")
+    with archive.open(info, "w") as target:
+        copy_checked(path, target, digest)
+
+
+def _manifest_hash(bundle: Bundle) -> str:
+    """Return the SHA-256 of the manifest, which must still list what was opened.
+
+    Its bytes are taken as they are and not written anew: a signature covers them.
+    """
+    path = bundle.path(MANIFEST)
+    try:
+        text = path.read_bytes()
+        same = file_hashes(Manifest.from_json(text.decode())) == file_hashes(bundle.manifest)
+    except (OSError, ValueError, KeyError, TypeError):
+        same = False
+    if not same:
+        raise BundleError(f"{path} changed since it was opened", fix="package it again")
+    return hashlib.sha256(text).hexdigest()
 
 
 def _pays(path: Path) -> bool:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from cnnedge.bundle import Bundle, Variant
 from cnnedge.errors import BundleError, MissingExtraError, ModelError
@@ -101,15 +100,14 @@ def write_single(
         raise ModelError(f"{out} would exceed the 2 GiB of an ONNX file", fix="compress the model")
     written = hashlib.sha256()
     with atomic_path(out) as temporary:
-        with (
-            open(source, "rb") if resized is None else io.BytesIO(resized) as read,
-            open(temporary, "wb") as file,
-        ):
-            copied = copy_hashed(read, file, written)
+        with open(temporary, "wb") as file:
+            if resized is None:
+                copy_checked(source, file, chosen.sha256, written)
+            else:
+                file.write(resized)
+                written.update(resized)
             file.write(addition)
         written.update(addition)
-        if copied != graph_sha256:
-            raise BundleError(f"{source} changed while it was read", fix="package it again")
         facts = backend.read_facts(temporary)
         check_contract(facts, read_metadata(facts.metadata, str(out)), str(out))
     return SingleFile(
@@ -164,14 +162,20 @@ def check_variant(bundle: Bundle, variant: Variant) -> Any:
     return facts
 
 
-def copy_hashed(source: BinaryIO, target: Any, *more: Any) -> str:
-    """Copy a file; return the SHA-256 of what was copied, which ``more`` are told of, too."""
+def copy_checked(path: Path, target: Any, sha256: str | None, *more: Any) -> None:
+    """Copy a file of a bundle into an open one; hashes in ``more`` are told of the bytes, too.
+
+    Raises:
+        BundleError: what was copied has another SHA-256 than when the bundle was opened.
+    """
     digest = hashlib.sha256()
-    while chunk := source.read(_CHUNK):
-        target.write(chunk)
-        for one in (digest, *more):
-            one.update(chunk)
-    return digest.hexdigest()
+    with open(path, "rb") as source:
+        while chunk := source.read(_CHUNK):
+            target.write(chunk)
+            for one in (digest, *more):
+                one.update(chunk)
+    if sha256 not in {None, digest.hexdigest()}:
+        raise BundleError(f"{path} changed while it was read", fix="package it again")
 
 
 def _entries(bundle: Bundle, variant: Variant, sha256: str, size: int) -> dict[str, str]:

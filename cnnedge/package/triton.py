@@ -14,17 +14,16 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cnnedge.bundle import LABELS, Bundle, Engine, Variant, write_labels
+from cnnedge.bundle import LABELS, Bundle, Engine, Variant, file_hashes, write_labels
 from cnnedge.errors import BundleError
 from cnnedge.files import atomic_folder
 from cnnedge.metadata import META_IMAGE, META_LABELS, META_NORMALIZATION
 from cnnedge.package.place import CONFIG, SERVICE, check_repository
-from cnnedge.package.single import check_variant
+from cnnedge.package.single import check_variant, copy_checked
 from cnnedge.runtime import read_note
 
 if TYPE_CHECKING:
@@ -108,7 +107,8 @@ def write_triton(
         force: Whether a repository that exists is replaced.
 
     Raises:
-        BundleError: there is no such variant, or no verified one.
+        BundleError: there is no such variant, or no verified one; or a file of the bundle changed
+            while it was read.
         MissingExtraError: ONNX Runtime, which reads the graphs' signatures, is not installed.
         CnnEdgeError: the folder exists, or cannot be written.
     """
@@ -135,6 +135,7 @@ def write_triton(
         raise BundleError(
             f"no variant of {bundle.origin} was verified", fix="name one with --variant"
         )
+    hashes = file_hashes(manifest)
     with atomic_folder(out, overwrite=force) as folder:
         for model in models:
             place = folder / model.name
@@ -142,7 +143,8 @@ def write_triton(
             (place / CONFIG).write_text(to_text(model.config), encoding="utf-8")
             write_labels(place, manifest.labels)
             suffix = Path(model.source).suffix
-            shutil.copyfile(bundle.path(model.source), place / "1" / f"model{suffix}")
+            with open(place / "1" / f"model{suffix}", "wb") as target:
+                copy_checked(bundle.path(model.source), target, hashes[model.source])
         service = inference_service(bundle, models)
         (folder / SERVICE).write_text(service, encoding="utf-8")
     return TritonRepository(str(out), tuple(models), tuple(left_out))
@@ -279,7 +281,7 @@ def inference_service(bundle: Bundle, models: list[TritonModel]) -> str:
 apiVersion: serving.kserve.io/v1beta1
 kind: InferenceService
 metadata:
-  name: {name[:63].rstrip("-")}
+  name: "{name[:63].rstrip("-")}"
 spec:
   predictor:
     minReplicas: 1

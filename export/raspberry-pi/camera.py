@@ -19,12 +19,14 @@ def open_camera():
         sys.exit(f"error: picamera2 cannot be imported ({error}); see README.md, Install")
     try:
         camera = Picamera2()
+        # libcamera names a format by how it lies in a little-endian word: BGR888 is R, G, B in
+        # memory. With RGB888 red and blue are exchanged, and the answers quietly worse.
+        camera.configure(camera.create_video_configuration(main={"format": "BGR888", "size": SIZE}))
+        camera.start()
     except IndexError:
         sys.exit("error: no camera was found; see what `rpicam-hello --list-cameras` says")
-    # libcamera names a format by how it lies in a little-endian word: BGR888 is R, G, B in memory.
-    # With RGB888 red and blue are exchanged, and the answers quietly worse.
-    camera.configure(camera.create_video_configuration(main={"format": "BGR888", "size": SIZE}))
-    camera.start()
+    except RuntimeError as error:  # another program's, above all
+        sys.exit(f"error: the camera cannot be used: {error}; does another program use it?")
     return camera
 
 

@@ -14,6 +14,8 @@ import urllib.request
 import numpy as np
 from PIL import Image, ImageOps
 
+TIMEOUT = 60  # seconds
+
 
 class Model:
     """A model on a server.
@@ -97,21 +99,28 @@ def resize(picture: Image.Image, width: int, height: int) -> Image.Image:
 def call(url: str, body: bytes | None = None, headers: dict | None = None) -> tuple[dict, bytes]:
     """Return the headers and the body of an answer."""
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, body, headers or {})) as answer:
+        request = urllib.request.Request(url, body, headers or {})
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
             return answer.headers, answer.read()
     except urllib.error.HTTPError as error:
-        sys.exit(f"error: {url} answers {error.code}: {error.read().decode(errors='replace')}")
-    except (urllib.error.URLError, OSError) as error:
+        text = " ".join(error.read().decode(errors="replace").split())  # a proxy's is a page
+        sys.exit(f"error: {url} answers {error.code}: {text[:300]}")
+    except OSError as error:
         sys.exit(f"error: {url} cannot be reached: {error}")
 
 
 def main(url: str, name: str, *paths: str) -> None:
     """Print the most likely label of each image file."""
-    model = Model(url, name)
-    for path in paths:
-        (answers,) = model.probabilities(model.tensor(path)[None])
-        best = answers.argmax()
-        print(f"{path}: {model.labels[best]} ({answers[best]:.1%})")
+    where = url
+    try:
+        model = Model(url, name)
+        for where in paths:
+            (answers,) = model.probabilities(model.tensor(where)[None])
+            best = answers.argmax()
+            print(f"{where}: {model.labels[best]} ({answers[best]:.1%})")
+    except Exception as error:  # decoders raise what they like, and a server answers so
+        reason = (str(error) or repr(error)).splitlines()[0]
+        sys.exit(f"error: {where}: {reason}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,12 @@ import sys
 
 import cnnedge
 
-classify = cnnedge.load(sys.argv[1])
-for path in sys.argv[2:]:
-    best = classify(path)[0]
-    print(f"{path}: {best.label} ({best.probability:.1%})")
+if len(sys.argv) < 3:
+    sys.exit(__doc__)
+try:
+    classify = cnnedge.load(sys.argv[1])
+    for path in sys.argv[2:]:
+        best = classify(path)[0]
+        print(f"{path}: {best.label} ({best.probability:.1%})")
+except cnnedge.CnnEdgeError as error:
+    sys.exit(f"error: {error}")

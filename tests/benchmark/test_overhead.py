@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cnnedge.package.archive import write_archive
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "overhead.py"
 
 
@@ -78,12 +80,20 @@ def test_a_wrong_answer_is_counted(overhead, toy_bundle, monkeypatch):
     assert overhead.measure_threads(toy_bundle.root, 0.1)["wrong"] > 0
 
 
-def test_its_refusals_are_one_line(tmp_path):
+def test_its_refusals_are_one_line(toy_bundle, tmp_path):
     done = subprocess.run(
         [sys.executable, SCRIPT, tmp_path / "none"], capture_output=True, text=True
     )
     assert done.returncode == 1
     assert "does not exist" in done.stderr
     assert "Traceback" not in done.stderr
+    taken = [sys.executable, SCRIPT, toy_bundle.root, "--json", tmp_path]
+    done = subprocess.run(taken, capture_output=True, text=True)
+    assert (done.returncode, "is a folder" in done.stderr) == (1, True)
+    assert "process 1" not in done.stderr
+    write_archive(toy_bundle, tmp_path / "toy.zip")
+    packed = [sys.executable, SCRIPT, tmp_path / "toy.zip"]
+    done = subprocess.run(packed, capture_output=True, text=True)
+    assert (done.returncode, "is no folder with golden images" in done.stderr) == (2, True)
     few = [sys.executable, SCRIPT, "--calls", "10"]
     assert subprocess.run(few, capture_output=True).returncode == 2

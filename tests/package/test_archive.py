@@ -18,15 +18,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_bundle import edit_manifest, rehash
+from test_single import error_of, run
 
 import cnnedge
 from cnnedge import archive as reading
 from cnnedge.bundle import MANIFEST, Manifest, Variant, describe_files, open_bundle, put_engine
-from cnnedge.cli import main
 from cnnedge.errors import BundleError, CnnEdgeError
 from cnnedge.files import sha256
 from cnnedge.image import ImageContract
@@ -357,6 +356,7 @@ def test_an_altered_file_is_named(tiny, tmp_path, temporary):
         lambda f: f["files"]["labels.txt"].update(bytes="3"),
         lambda f: f["variants"][0].update(file=["x"]),
         lambda f: f.update(variants=3),
+        lambda f: f["image"].update(height=float("inf")),
         lambda f: f.update(files=[]),
     ],
 )
@@ -438,17 +438,6 @@ def test_a_full_disk_is_not_taken_for_damage(tiny, temporary, monkeypatch):
     assert list(temporary.iterdir()) == []
 
 
-def run(*arguments):
-    return CliRunner().invoke(main, [str(a) for a in arguments])
-
-
-def error_of(result, code=1):
-    assert result.exit_code == code, (result.output, result.exception)
-    (line,) = [line for line in result.stderr.splitlines() if line]
-    assert line.startswith("error: ")
-    return line
-
-
 def test_every_command_opens_it(toy_bundle, tmp_path, temporary):
     archive = tmp_path / "toy.zip"
     packed = run("package", toy_bundle.root, "--zip", archive, "--json")
@@ -500,8 +489,16 @@ def test_it_is_not_written_where_it_should_not_be(tiny, tmp_path):
     photo = tmp_path / "photo.jpg"
     photo.write_bytes(b"\xff\xd8\xff")
     assert "neither a bundle's folder nor a zip" in error_of(run("verify", photo))
-    for words in ([], ["--zip", out, "--triton", out], ["--zip", out, "--variant", "fp32"]):
-        assert run("package", tiny, *words).exit_code == 2
+    new = tmp_path / "new"
+    for words in (
+        [],
+        ["--zip", out, "--variant", "fp32"],
+        ["--zip", new, "--triton", new],
+        ["--zip", new / "../new/a.zip", "--triton", new],
+        ["--onnx", new / "a.onnx", "--zip", new],
+    ):
+        assert run("package", tiny, *words).exit_code == 2, words
+    assert not new.exists()
     open_bundle(tiny)
 
 
@@ -509,5 +506,11 @@ def test_a_bundle_that_changes_meanwhile_gives_no_archive(tiny, tmp_path):
     bundle = open_bundle(tiny)
     (tiny / "labels.txt").write_text("c\nd\n")
     with pytest.raises(BundleError, match="changed while it was read"):
+        write_archive(bundle, tmp_path / "out.zip")
+    rehash(tiny, "labels.txt")  # as an export to the same place would
+    with pytest.raises(BundleError, match="changed since it was opened"):
+        write_archive(bundle, tmp_path / "out.zip")
+    (tiny / MANIFEST).unlink()
+    with pytest.raises(BundleError, match="changed since it was opened"):
         write_archive(bundle, tmp_path / "out.zip")
     assert {Path(p).name for p in tmp_path.iterdir()} == {"tiny"}

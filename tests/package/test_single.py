@@ -206,8 +206,10 @@ def test_another_tools_onnx_is_refused(toy_bundle, tmp_path):
         ("cnnedge.labels", '["a", "b"]', "names 2 labels"),
         ("cnnedge.labels", "[1, 2]", "no list of texts"),
         ("cnnedge.labels", "[", "cannot be read"),
+        ("cnnedge.labels", "[" * 200_000, "cannot be read"),
         ("cnnedge.image", '{"height": 8, "width": 8}', "an image of 8×8×3"),
         ("cnnedge.image", "[]", "cannot be read"),
+        ("cnnedge.image", '{"height": 1e999, "width": 8}', "cannot be read"),
         ("cnnedge.source_bytes", "many", "cannot be read"),
     ],
 )

@@ -261,10 +261,19 @@ def test_it_is_not_written_where_it_should_not_be(bundle_copy, tmp_path, monkeyp
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("shutil.copyfile", full)
+    monkeypatch.setattr("cnnedge.package.triton.copy_checked", full)
     assert "No space left" in error_of(run("package", bundle_copy, "--triton", tmp_path / "new"))
     assert {p.name for p in tmp_path.iterdir()} == {"toy", "models"}
     open_bundle(bundle_copy)
+
+
+def test_a_bundle_that_changes_meanwhile_gives_no_repository(bundle_copy, tmp_path):
+    plan = ("tensorrt", "int8-trt.tensorrt", PlanOptions(), None)
+    bundle = with_plans(bundle_copy, plan)
+    bundle.path("engines/int8-trt.tensorrt.plan").write_bytes(b"another plan")
+    with pytest.raises(BundleError, match=r"tensorrt\.plan changed while it was read"):
+        write_triton(bundle, tmp_path / "models", variant="int8-trt")
+    assert {p.name for p in tmp_path.iterdir()} == {"toy"}
 
 
 def service_of(folder):
@@ -318,7 +327,7 @@ def test_the_inference_service_is_kserves(repository, toy_bundle, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["VGG 16", "16_fach", "schön", "x" * 90, "日本", "a-_-"])
+@pytest.mark.parametrize("name", ["VGG 16", "16_fach", "schön", "x" * 90, "日本", "a-_-", "on"])
 def test_any_name_makes_names(toy_bundle, repository, tmp_path, name):
     yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
     named = replace(toy_bundle, manifest=replace(toy_bundle.manifest, name=name))
@@ -435,11 +444,25 @@ def test_the_client_as_it_is_called(server, toy_bundle):
     assert labels == [toy_bundle.manifest.labels[i] for i in best]
 
 
-def test_what_goes_wrong_is_one_line(client, server):
+def test_what_goes_wrong_is_one_line(client, server, toy_bundle, tmp_path, monkeypatch):
+    name = f"{toy_bundle.manifest.name}_int8"
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(toy_bundle.path("selftest/golden-00.png").read_bytes()[:200])
+    for words, says in (
+        ((server, name, str(broken)), r"^error: .*broken\.png: .+"),
+        ((server, name, str(tmp_path / "none.png")), r"^error: .*none\.png: .*No such file"),
+        (("nowhere", name, str(broken)), "^error: nowhere: unknown url type"),
+    ):
+        with pytest.raises(SystemExit, match=says) as caught:
+            client.main(*words)
+        assert len(str(caught.value).splitlines()) == 1
     with pytest.raises(SystemExit, match="answers 404: .*unknown model"):
         client.Model(server, "none")
     with pytest.raises(SystemExit, match="cannot be reached"):
         client.Model("http://127.0.0.1:9", "none")
+    monkeypatch.setattr(client, "call", lambda *arguments: ({}, b"<html>"))
+    with pytest.raises(SystemExit, match=f"^error: {server}: "):
+        client.main(server, name, str(broken))
 
 
 @pytest.mark.parametrize("channels", [3, 1])
