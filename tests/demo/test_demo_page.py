@@ -96,6 +96,7 @@ def test_a_broken_file_is_told_and_the_next_one_answered(desk, toy_bundle):
     desk.wait_for_selector("#problem:not([hidden])")
     assert desk.inner_text("#problem").startswith("no.png: this is no image")
     assert desk.locator("#bars li").count() == 0
+    assert desk.inner_text("#best") == "Choose an image, or try a sample."
     desk.set_input_files("#file", str(toy_bundle.path(files[0])))
     desk.wait_for_selector("#bars li")
     assert desk.locator("#problem").is_hidden()
@@ -111,6 +112,55 @@ def test_a_model_that_is_missing_is_told(browser, url):
     assert "model.int8.onnx cannot be loaded (404)" in page.inner_text("#problem")
     assert page.get_attribute("#backend", "data-state") == "failed"
     context.close()
+
+
+def test_a_model_that_fails_leaves_no_answer_of_the_one_before(desk, toy_bundle):
+    files, reference = golden(toy_bundle, "reference")
+    answer_of_sample(desk, 0)
+    desk.route("**/model.fp32.onnx", lambda route: route.abort())
+    desk.select_option("#variant", label=desk.locator("#variant option").last.inner_text())
+    desk.wait_for_selector("#backend[data-state=failed]")
+    for shown in ("#bars li", "#reference:visible", "#times:visible", "#loading:visible"):
+        assert desk.locator(shown).count() == 0, shown
+    assert desk.inner_text("#facts") == ""
+    desk.set_input_files("#file", str(toy_bundle.path(files[1])))
+    assert desk.inner_text("#problem").startswith("The model cannot be opened")
+    desk.select_option("#variant", "0")  # the image waits for a model that works
+    desk.wait_for_selector("#bars li")
+    assert next(iter(answers_shown(desk))) == reference[1].argmax()
+    assert desk.locator("#problem").is_hidden()
+
+
+def test_a_page_without_its_list_does_not_load_for_ever(browser, url):
+    context = browser.new_context()
+    page = context.new_page()
+    page.route("**/site.json", lambda route: route.fulfill(status=404, body="none"))
+    page.goto(url)
+    page.wait_for_selector("#backend[data-state=failed]")
+    assert page.inner_text("#problem") == "The page is incomplete: site.json cannot be read (404)"
+    assert page.locator("#loading").is_hidden()
+    assert page.inner_text("#best") == ""
+    context.close()
+
+
+def test_the_sample_chosen_last_is_shown_whichever_comes_first(desk):
+    held = []
+    desk.route("**/golden-00.*", lambda route: held.append(route))
+    desk.locator("#samples button").nth(0).click()
+    while not held:
+        desk.wait_for_timeout(20)
+    answer_of_sample(desk, 1)
+    held[0].continue_()
+    desk.wait_for_timeout(500)
+    assert desk.get_attribute("#picture", "alt") == "Sample 2"
+    assert desk.get_attribute("#bars", "data-of") == "Sample 2"
+
+
+def test_a_sample_that_cannot_be_loaded_is_told(desk):
+    desk.route("**/golden-00.*", lambda route: route.abort())
+    desk.locator("#samples button").nth(0).click()
+    desk.wait_for_selector("#problem:not([hidden])")
+    assert re.match(r"samples/golden-00\.\w+ cannot be loaded", desk.inner_text("#problem"))
 
 
 def test_opened_by_a_double_click_it_says_what_to_do(browser, site):
@@ -143,12 +193,55 @@ def test_the_camera_is_answered_until_it_is_stopped(desk):
     desk.wait_for_selector("#rate:has-text('/ s')")
     assert desk.inner_text("#camera") == "Stop camera"
     assert len(answers_shown(desk)) == 5
+    assert desk.evaluate("best.textContent === document.querySelector('.label').textContent")
     desk.evaluate("window.track = document.getElementById('video').srcObject.getTracks()[0]")
     desk.click("#camera")
     assert desk.evaluate("track.readyState") == "ended"
     assert desk.locator("#video").is_hidden()
     assert desk.locator("#bars li").count() == 0
     assert desk.problems == []
+
+
+def test_an_image_given_while_the_camera_starts_stays(desk, toy_bundle):
+    files, reference = golden(toy_bundle, "reference")
+    desk.evaluate(
+        """() => {
+            const media = navigator.mediaDevices, real = media.getUserMedia.bind(media);
+            media.getUserMedia = async (wanted) => {
+                await new Promise((resolve) => { window.allow = resolve; });
+                const stream = await real(wanted);
+                window.track = stream.getTracks()[0];
+                return stream;
+            };
+        }"""
+    )
+    desk.focus("#camera")
+    desk.keyboard.press("Enter")
+    assert desk.evaluate("document.activeElement.id") == "camera"
+    desk.set_input_files("#file", str(toy_bundle.path(files[0])))
+    desk.wait_for_selector("#bars li")
+    state = desk.evaluate(
+        """async () => {
+            allow();
+            for (let k = 0; k < 100 && window.track?.readyState !== "ended"; k++) {
+                await new Promise((resolve) => setTimeout(resolve, 50));
+            }
+            return window.track?.readyState;
+        }"""
+    )
+    assert state == "ended"
+    assert desk.locator("#picture").is_visible()
+    assert desk.inner_text("#camera") == "Start camera"
+    assert next(iter(answers_shown(desk))) == reference[0].argmax()
+
+
+def test_a_camera_that_goes_away_is_told(desk):
+    desk.click("#camera")
+    desk.wait_for_selector("#rate:has-text('/ s')")
+    desk.evaluate("document.getElementById('video').srcObject.getTracks()[0].stop()")
+    desk.wait_for_selector("#problem:not([hidden])")
+    assert desk.inner_text("#problem") == "The camera stopped."
+    assert desk.inner_text("#camera") == "Start camera"
 
 
 def test_without_a_camera_that_is_said(browser, url):
@@ -173,8 +266,9 @@ def test_it_is_used_by_keyboard_alone_and_speaks(desk):
     assert reached[:2] == ["choose", "camera"]
     desk.keyboard.press("Enter")
     desk.wait_for_selector("#bars li")
-    assert desk.get_attribute("#best", "aria-live") == "polite"
-    assert desk.inner_text("#best") == desk.locator("#bars .label").first.inner_text()
+    best = desk.locator("#bars .label").first.inner_text()
+    assert desk.inner_text("#best") == best
+    assert desk.locator("[aria-live=polite]").text_content() == best
     assert desk.locator("#samples button[aria-pressed=true]").count() == 1
 
 
