@@ -332,15 +332,10 @@ def test_a_file_becomes_the_very_tensor_that_python_makes(desk):
             contract = ImageContract(48, 56, channels, resize)
             found = desk.evaluate(
                 """async ([content, contract]) => {
+                    const {decode} = await import("./lib/decode.mjs");
                     const {toTensor} = await import("./lib/image.mjs");
-                    const as = {imageOrientation: "from-image", colorSpaceConversion: "none"};
-                    const bitmap = await createImageBitmap(new Blob([new Uint8Array(content)]), as);
-                    const {width, height} = bitmap;
-                    const context = new OffscreenCanvas(width, height).getContext("2d");
-                    context.fillStyle = "white";
-                    context.fillRect(0, 0, width, height);
-                    context.drawImage(bitmap, 0, 0);
-                    return [...toTensor(context.getImageData(0, 0, width, height), contract)];
+                    const picture = await decode(new Blob([new Uint8Array(content)]));
+                    return [...toTensor(picture, contract)];
                 }""",
                 [list(content), contract.to_dict()],
             )
@@ -370,5 +365,8 @@ def test_the_smallest_page_answers(browser, runtime, toy_bundle, tmp_path):
             best = page.inner_text("#answers").splitlines()[0]
             label = toy_bundle.manifest.labels[answers.argmax()]
             assert re.fullmatch(rf"[\d.]+ %  {label}", best)
-        assert [p for p in page.problems if "favicon" not in p] == []
+        page.set_input_files("#file", {"name": "no.png", "mimeType": "image/png", "buffer": b"no"})
+        page.wait_for_function("document.getElementById('answers').textContent[0] === 'E'")
+        assert "this is no image" in page.inner_text("#answers")
+        assert page.problems == []
         page.close()

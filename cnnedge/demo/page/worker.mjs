@@ -4,7 +4,8 @@
 // it gets {id, result} or {id, error}, and while a model is on its way {progress: {done, total}}.
 
 import { rank, requireUint8 } from "./lib/answers.mjs";
-import { MOST_PIXELS, toTensor } from "./lib/image.mjs";
+import { decode } from "./lib/decode.mjs";
+import { toTensor } from "./lib/image.mjs";
 import { readMetadata } from "./lib/metadata.mjs";
 
 const RUNTIME = new URL("./ort/", import.meta.url).href;
@@ -13,7 +14,6 @@ const WHOLE = { session: { disable_cpu_ep_fallback: "1" } };
 
 let ort, session, about;
 let threads = 1; // that WebAssembly runs on
-let canvas, context;
 
 /** Open a model on the backend that is asked for; "auto": the one that suits its precision. */
 async function open({ file, precision, backend }) {
@@ -120,33 +120,6 @@ async function run(tensor) {
   const image = new ort.Tensor("uint8", tensor, [1, height, width, channels]);
   const { probabilities } = await session.run({ image }, ["probabilities"]);
   return Float32Array.from(await probabilities.getData());
-}
-
-/** A file or a camera's frame → pixels: upright, as stored (no colour management), on white. */
-async function decode(source) {
-  let bitmap = source;
-  if (source instanceof Blob) {
-    const as = { imageOrientation: "from-image", colorSpaceConversion: "none" };
-    try {
-      bitmap = await createImageBitmap(source, as);
-    } catch {
-      throw new Error("this is no image that the browser can read: give a JPEG, PNG or WebP");
-    }
-  }
-  const { width, height } = bitmap;
-  if (width * height > MOST_PIXELS) {
-    bitmap.close();
-    throw new Error(`${width}×${height} pixels are too many: shrink the image`);
-  }
-  if (canvas?.width !== width || canvas.height !== height) {
-    canvas = new OffscreenCanvas(width, height);
-    context = canvas.getContext("2d", { willReadFrequently: true });
-  }
-  context.fillStyle = "white";
-  context.fillRect(0, 0, width, height);
-  context.drawImage(bitmap, 0, 0);
-  bitmap.close();
-  return context.getImageData(0, 0, width, height);
 }
 
 // One after another: a session and the canvas are not for two at a time.
