@@ -90,6 +90,64 @@ def test_webgpu_that_is_not_there_is_said(desk):
     assert answer_of_sample(desk, 0)
 
 
+def altered(site, folder, prelude):
+    """Return a copy of the site whose worker finds another machine."""
+    shutil.copytree(site, folder)
+    worker = folder / "worker.mjs"
+    worker.write_text(prelude + worker.read_text())
+    return folder
+
+
+def test_threads_answer_alike(browser, site, toy_bundle, tmp_path):
+    _, expected = golden(toy_bundle, "int8")
+    cores = 'Object.defineProperty(navigator, "hardwareConcurrency", {value: 4});\n'
+    with served(altered(site, tmp_path / "site", cores)) as address:
+        with visited(browser, address) as page:
+            assert page.inner_text("#backend-note") == "WebAssembly SIMD, 2 threads"
+            for index, probability in answer_of_sample(page, 0).items():
+                assert abs(probability - expected[0][index]) <= TOLERANCE["int8"]
+            assert page.problems == []
+
+
+PRETENDED_GPU = """
+Object.defineProperty(navigator, "gpu", {value: {requestAdapter: async () => ({info: {}})}});
+"""
+# ONNX Runtime's build for WebGPU as it is, but for what it does when asked for the GPU.
+PRETENDED_BUILD = """
+import * as real from "./ort.wasm.min.mjs";
+export const {env, Tensor} = real;
+export const InferenceSession = {create: async (bytes, options) => {
+    const onGpu = options.executionProviders[0] === "webgpu";
+    if (onGpu && options.extra && !WHOLE) throw new Error("a node is not supported");
+    const opened = await real.InferenceSession.create(bytes, {executionProviders: ["wasm"]});
+    if (onGpu && !RUNS) opened.run = async () => { throw new Error("a shader is not valid"); };
+    return opened;
+}};
+"""
+
+
+@pytest.mark.parametrize(
+    ("whole", "runs", "note"),
+    [
+        (True, True, "WebGPU, GPU, the whole graph"),
+        (False, True, "WebGPU, GPU, some layers on the CPU"),
+        (True, False, "WebAssembly SIMD, 1 thread (WebGPU was asked for: a shader is not valid)"),
+    ],
+)
+def test_what_the_gpu_cannot_do_the_cpu_does(browser, site, tmp_path, whole, runs, note):
+    folder = altered(site, tmp_path / "site", PRETENDED_GPU)
+    flags = f"const WHOLE = {str(whole).lower()}, RUNS = {str(runs).lower()};\n"
+    (folder / "ort" / "ort.webgpu.min.mjs").write_text(flags + PRETENDED_BUILD)
+    with served_plainly(folder) as address, visited(browser, address) as page:
+        # The page itself offers it where it sees a GPU.
+        page.evaluate("document.querySelector('#device [value=webgpu]').disabled = false")
+        page.select_option("#device", "webgpu")
+        page.wait_for_selector("#backend[data-state=ready]")
+        assert page.inner_text("#backend-note") == note
+        assert len(answer_of_sample(page, 0)) == 5
+        assert page.problems == []
+
+
 def test_a_broken_file_is_told_and_the_next_one_answered(desk, toy_bundle):
     files, _ = golden(toy_bundle, "reference")
     desk.set_input_files("#file", {"name": "no.png", "mimeType": "image/png", "buffer": b"no"})

@@ -1,6 +1,6 @@
 // The model, off the page's own thread: the page stays smooth while an image is read and answered.
 //
-// The page sends {id, open: {file, precision, backend}} and later {id, classify: Blob | ImageBitmap};
+// The page sends {id, open: {file, precision, backend}}, once, and later {id, classify: Blob | ImageBitmap};
 // it gets {id, result} or {id, error}, and while a model is on its way {progress: {done, total}}.
 
 import { rank, requireUint8 } from "./lib/answers.mjs";
@@ -19,16 +19,21 @@ let threads = 1; // that WebAssembly runs on
 async function open({ file, precision, backend }) {
   const bytes = await download(file);
   about = readMetadata(bytes);
-  const old = session;
-  session = undefined;
-  await old?.release();
-  const opened = await openOn(bytes, precision, backend);
-  requireUint8(opened.session);
-  session = opened.session;
-  // The first run allocates and, on a GPU, compiles: it says nothing of the next.
-  const { height, width, channels } = about.image;
-  await run(new Uint8Array(height * width * channels));
-  return { ...about, backend: opened.backend, note: opened.note };
+  return { ...about, ...(await openOn(bytes, precision, backend)) };
+}
+
+/** Open a session and run it once: that allocates and, on a GPU, compiles, which may fail. */
+async function start(bytes, options) {
+  const opened = await ort.InferenceSession.create(bytes, options);
+  try {
+    requireUint8(opened);
+    const { height, width, channels } = about.image;
+    await run(opened, new Uint8Array(height * width * channels));
+  } catch (error) {
+    await opened.release(); // another backend needs the memory
+    throw error;
+  }
+  session = opened;
 }
 
 async function openOn(bytes, precision, backend) {
@@ -43,11 +48,11 @@ async function openOn(bytes, precision, backend) {
     }
   }
   await loadRuntime("ort.wasm.min.mjs");
-  const opened = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
+  await start(bytes, { executionProviders: ["wasm"] });
   const how = threads > 1 ? `${threads} threads` : "1 thread";
   let note = `WebAssembly SIMD, ${how}`;
   if (backend === "webgpu") note += ` (WebGPU was asked for: ${why})`;
-  return { session: opened, backend: "wasm", note };
+  return { backend: "wasm", note };
 }
 
 async function openOnGpu(bytes) {
@@ -58,11 +63,11 @@ async function openOnGpu(bytes) {
   const gpu = description || [vendor, architecture].filter(Boolean).join(" ") || "GPU";
   const executionProviders = ["webgpu"];
   try {
-    const opened = await ort.InferenceSession.create(bytes, { executionProviders, extra: WHOLE });
-    return { session: opened, backend: "webgpu", note: `WebGPU, ${gpu}, the whole graph` };
+    await start(bytes, { executionProviders, extra: WHOLE });
+    return { backend: "webgpu", note: `WebGPU, ${gpu}, the whole graph` };
   } catch {
-    const opened = await ort.InferenceSession.create(bytes, { executionProviders });
-    return { session: opened, backend: "webgpu", note: `WebGPU, ${gpu}, some layers on the CPU` };
+    await start(bytes, { executionProviders });
+    return { backend: "webgpu", note: `WebGPU, ${gpu}, some layers on the CPU` };
   }
 }
 
@@ -101,7 +106,7 @@ async function classify(source) {
   const decoded = performance.now();
   const tensor = toTensor(picture, about.image);
   const prepared = performance.now();
-  const probabilities = await run(tensor);
+  const probabilities = await run(session, tensor);
   const answered = performance.now();
   return {
     answers: rank(probabilities, about.labels),
@@ -115,7 +120,7 @@ async function classify(source) {
   };
 }
 
-async function run(tensor) {
+async function run(session, tensor) {
   const { height, width, channels } = about.image;
   const image = new ort.Tensor("uint8", tensor, [1, height, width, channels]);
   const { probabilities } = await session.run({ image }, ["probabilities"]);
