@@ -80,11 +80,18 @@ def check_site_place(out: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise CnnEdgeError(f"{out} exists already", fix="choose another folder or pass --force")
-    if not (out / SITE).is_file() and not (out.is_dir() and not any(out.iterdir())):
+    if not _is_site(out) and not (out.is_dir() and not any(out.iterdir())):
         raise CnnEdgeError(
             f"{out} is not a site of `cnnedge demo`, and is not replaced",
             fix="choose another folder",
         )
+
+
+def _is_site(folder: Path) -> bool:
+    try:
+        return "cnnedge" in json.loads((folder / SITE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def lay_site(

@@ -3,6 +3,7 @@
 import * as ort from "onnxruntime-web/wasm";
 
 import { rank, requireUint8 } from "./lib/answers.mjs";
+import { decode } from "./lib/decode.mjs";
 import { toTensor } from "./lib/image.mjs";
 import { readMetadata } from "./lib/metadata.mjs";
 
@@ -25,26 +26,19 @@ async function load(url) {
   };
 }
 
-// The file's own pixels, upright, on white: no colour management, and no resize by the canvas.
-async function decode(file) {
-  const as = { imageOrientation: "from-image", colorSpaceConversion: "none" };
-  const bitmap = await createImageBitmap(file, as);
-  const { width, height } = bitmap;
-  const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
-  context.fillStyle = "white";
-  context.fillRect(0, 0, width, height);
-  context.drawImage(bitmap, 0, 0);
-  return context.getImageData(0, 0, width, height);
-}
-
 try {
   const classify = await load(new URLSearchParams(location.search).get("model") ?? "model.onnx");
   out.textContent = "Choose an image.";
   document.getElementById("file").onchange = async ({ target }) => {
-    const answers = await classify(target.files[0]).catch((error) => [{ label: String(error) }]);
-    out.textContent = answers
-      .map(({ label, probability = 0 }) => `${(100 * probability).toFixed(1)} %  ${label}`)
-      .join("\n");
+    if (!target.files.length) return; // the choice was cancelled
+    try {
+      const answers = await classify(target.files[0]);
+      out.textContent = answers
+        .map(({ label, probability }) => `${(100 * probability).toFixed(1)} %  ${label}`)
+        .join("\n");
+    } catch (error) {
+      out.textContent = String(error);
+    }
   };
 } catch (error) {
   out.textContent = String(error);

@@ -9,7 +9,10 @@ import { rank, requireUint8 } from "./lib/answers.mjs";
 import { MOST_PIXELS, toTensor } from "./lib/image.mjs";
 import { readMetadata } from "./lib/metadata.mjs";
 
-/** What went wrong, in one line that is meant for the user; `file` where a file is to blame. */
+// As in Python, pictures made of pixels: what is posted is no drawing to be interpreted.
+sharp.block({ operation: ["VipsForeignLoadSvg"] });
+
+/** What went wrong, in one line that is meant for the user. */
 export class ClassifierError extends Error {}
 
 /**

@@ -26,13 +26,16 @@ async function main() {
   let failed = 0;
   for (const path of images) {
     try {
-      const answers = await classify(await read(path, "image"), top);
+      const file = await read(path, "image");
+      const answers = await classify(file, top).catch((error) => {
+        error.message = `${path}: ${error.message}`;
+        throw error;
+      });
       const likely = answers.map((a) => `${a.label} ${(100 * a.probability).toFixed(1)}%`);
       console.log(json ? JSON.stringify({ image: path, answers }) : `${path}: ${likely.join(", ")}`);
     } catch (error) {
       if (!(error instanceof ClassifierError)) throw error;
-      const where = error.message.includes(path) ? "" : `${path}: `;
-      console.error(`error: ${where}${error.message}`);
+      console.error(`error: ${error.message}`);
       failed = 1;
     }
   }

@@ -55,7 +55,7 @@ function send(response, status, document, headers = {}) {
 }
 
 async function main([model, port = "8080"]) {
-  if (!model || !/^\d+$/.test(port)) {
+  if (!model || !/^\d+$/.test(port) || Number(port) > 65535) {
     console.error("usage: node server.mjs MODEL.onnx [PORT]");
     return void (process.exitCode = 2);
   }

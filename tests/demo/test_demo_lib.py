@@ -140,6 +140,20 @@ def test_labels_of_any_script_survive(toy_bundle, tmp_path):
     assert read_by_node(tmp_path / "m.onnx")["labels"] == labels
 
 
+@pytest.mark.parametrize(
+    "contract", [{"resize": "tile"}, {"channels": 4}, {"width": 0}, {"height": "224"}]
+)
+def test_a_contract_of_another_kind_is_refused(toy_bundle, tmp_path, contract):
+    import onnx
+
+    model = onnx.load(toy_bundle.path("model.fp32.onnx"))
+    for entry in model.metadata_props:
+        if entry.key == "cnnedge.image":
+            entry.value = json.dumps(json.loads(entry.value) | contract)
+    onnx.save(model, tmp_path / "m.onnx")
+    assert "contract cannot be read" in read_by_node(tmp_path / "m.onnx")["error"]
+
+
 def test_other_files_are_refused(toy_bundle, tmp_path):
     import onnx
 

@@ -90,12 +90,71 @@ def test_webgpu_that_is_not_there_is_said(desk):
     assert answer_of_sample(desk, 0)
 
 
+def altered(site, folder, prelude):
+    """Return a copy of the site whose worker finds another machine."""
+    shutil.copytree(site, folder)
+    worker = folder / "worker.mjs"
+    worker.write_text(prelude + worker.read_text())
+    return folder
+
+
+def test_threads_answer_alike(browser, site, toy_bundle, tmp_path):
+    _, expected = golden(toy_bundle, "int8")
+    cores = 'Object.defineProperty(navigator, "hardwareConcurrency", {value: 4});\n'
+    with served(altered(site, tmp_path / "site", cores)) as address:
+        with visited(browser, address) as page:
+            assert page.inner_text("#backend-note") == "WebAssembly SIMD, 2 threads"
+            for index, probability in answer_of_sample(page, 0).items():
+                assert abs(probability - expected[0][index]) <= TOLERANCE["int8"]
+            assert page.problems == []
+
+
+PRETENDED_GPU = """
+Object.defineProperty(navigator, "gpu", {value: {requestAdapter: async () => ({info: {}})}});
+"""
+# ONNX Runtime's build for WebGPU as it is, but for what it does when asked for the GPU.
+PRETENDED_BUILD = """
+import * as real from "./ort.wasm.min.mjs";
+export const {env, Tensor} = real;
+export const InferenceSession = {create: async (bytes, options) => {
+    const onGpu = options.executionProviders[0] === "webgpu";
+    if (onGpu && options.extra && !WHOLE) throw new Error("a node is not supported");
+    const opened = await real.InferenceSession.create(bytes, {executionProviders: ["wasm"]});
+    if (onGpu && !RUNS) opened.run = async () => { throw new Error("a shader is not valid"); };
+    return opened;
+}};
+"""
+
+
+@pytest.mark.parametrize(
+    ("whole", "runs", "note"),
+    [
+        (True, True, "WebGPU, GPU, the whole graph"),
+        (False, True, "WebGPU, GPU, some layers on the CPU"),
+        (True, False, "WebAssembly SIMD, 1 thread (WebGPU was asked for: a shader is not valid)"),
+    ],
+)
+def test_what_the_gpu_cannot_do_the_cpu_does(browser, site, tmp_path, whole, runs, note):
+    folder = altered(site, tmp_path / "site", PRETENDED_GPU)
+    flags = f"const WHOLE = {str(whole).lower()}, RUNS = {str(runs).lower()};\n"
+    (folder / "ort" / "ort.webgpu.min.mjs").write_text(flags + PRETENDED_BUILD)
+    with served_plainly(folder) as address, visited(browser, address) as page:
+        # The page itself offers it where it sees a GPU.
+        page.evaluate("document.querySelector('#device [value=webgpu]').disabled = false")
+        page.select_option("#device", "webgpu")
+        page.wait_for_selector("#backend[data-state=ready]")
+        assert page.inner_text("#backend-note") == note
+        assert len(answer_of_sample(page, 0)) == 5
+        assert page.problems == []
+
+
 def test_a_broken_file_is_told_and_the_next_one_answered(desk, toy_bundle):
     files, _ = golden(toy_bundle, "reference")
     desk.set_input_files("#file", {"name": "no.png", "mimeType": "image/png", "buffer": b"no"})
     desk.wait_for_selector("#problem:not([hidden])")
     assert desk.inner_text("#problem").startswith("no.png: this is no image")
     assert desk.locator("#bars li").count() == 0
+    assert desk.inner_text("#best") == "Choose an image, or try a sample."
     desk.set_input_files("#file", str(toy_bundle.path(files[0])))
     desk.wait_for_selector("#bars li")
     assert desk.locator("#problem").is_hidden()
@@ -111,6 +170,55 @@ def test_a_model_that_is_missing_is_told(browser, url):
     assert "model.int8.onnx cannot be loaded (404)" in page.inner_text("#problem")
     assert page.get_attribute("#backend", "data-state") == "failed"
     context.close()
+
+
+def test_a_model_that_fails_leaves_no_answer_of_the_one_before(desk, toy_bundle):
+    files, reference = golden(toy_bundle, "reference")
+    answer_of_sample(desk, 0)
+    desk.route("**/model.fp32.onnx", lambda route: route.abort())
+    desk.select_option("#variant", label=desk.locator("#variant option").last.inner_text())
+    desk.wait_for_selector("#backend[data-state=failed]")
+    for shown in ("#bars li", "#reference:visible", "#times:visible", "#loading:visible"):
+        assert desk.locator(shown).count() == 0, shown
+    assert desk.inner_text("#facts") == ""
+    desk.set_input_files("#file", str(toy_bundle.path(files[1])))
+    assert desk.inner_text("#problem").startswith("The model cannot be opened")
+    desk.select_option("#variant", "0")  # the image waits for a model that works
+    desk.wait_for_selector("#bars li")
+    assert next(iter(answers_shown(desk))) == reference[1].argmax()
+    assert desk.locator("#problem").is_hidden()
+
+
+def test_a_page_without_its_list_does_not_load_for_ever(browser, url):
+    context = browser.new_context()
+    page = context.new_page()
+    page.route("**/site.json", lambda route: route.fulfill(status=404, body="none"))
+    page.goto(url)
+    page.wait_for_selector("#backend[data-state=failed]")
+    assert page.inner_text("#problem") == "The page is incomplete: site.json cannot be read (404)"
+    assert page.locator("#loading").is_hidden()
+    assert page.inner_text("#best") == ""
+    context.close()
+
+
+def test_the_sample_chosen_last_is_shown_whichever_comes_first(desk):
+    held = []
+    desk.route("**/golden-00.*", lambda route: held.append(route))
+    desk.locator("#samples button").nth(0).click()
+    while not held:
+        desk.wait_for_timeout(20)
+    answer_of_sample(desk, 1)
+    held[0].continue_()
+    desk.wait_for_timeout(500)
+    assert desk.get_attribute("#picture", "alt") == "Sample 2"
+    assert desk.get_attribute("#bars", "data-of") == "Sample 2"
+
+
+def test_a_sample_that_cannot_be_loaded_is_told(desk):
+    desk.route("**/golden-00.*", lambda route: route.abort())
+    desk.locator("#samples button").nth(0).click()
+    desk.wait_for_selector("#problem:not([hidden])")
+    assert re.match(r"samples/golden-00\.\w+ cannot be loaded", desk.inner_text("#problem"))
 
 
 def test_opened_by_a_double_click_it_says_what_to_do(browser, site):
@@ -143,12 +251,55 @@ def test_the_camera_is_answered_until_it_is_stopped(desk):
     desk.wait_for_selector("#rate:has-text('/ s')")
     assert desk.inner_text("#camera") == "Stop camera"
     assert len(answers_shown(desk)) == 5
+    assert desk.evaluate("best.textContent === document.querySelector('.label').textContent")
     desk.evaluate("window.track = document.getElementById('video').srcObject.getTracks()[0]")
     desk.click("#camera")
     assert desk.evaluate("track.readyState") == "ended"
     assert desk.locator("#video").is_hidden()
     assert desk.locator("#bars li").count() == 0
     assert desk.problems == []
+
+
+def test_an_image_given_while_the_camera_starts_stays(desk, toy_bundle):
+    files, reference = golden(toy_bundle, "reference")
+    desk.evaluate(
+        """() => {
+            const media = navigator.mediaDevices, real = media.getUserMedia.bind(media);
+            media.getUserMedia = async (wanted) => {
+                await new Promise((resolve) => { window.allow = resolve; });
+                const stream = await real(wanted);
+                window.track = stream.getTracks()[0];
+                return stream;
+            };
+        }"""
+    )
+    desk.focus("#camera")
+    desk.keyboard.press("Enter")
+    assert desk.evaluate("document.activeElement.id") == "camera"
+    desk.set_input_files("#file", str(toy_bundle.path(files[0])))
+    desk.wait_for_selector("#bars li")
+    state = desk.evaluate(
+        """async () => {
+            allow();
+            for (let k = 0; k < 100 && window.track?.readyState !== "ended"; k++) {
+                await new Promise((resolve) => setTimeout(resolve, 50));
+            }
+            return window.track?.readyState;
+        }"""
+    )
+    assert state == "ended"
+    assert desk.locator("#picture").is_visible()
+    assert desk.inner_text("#camera") == "Start camera"
+    assert next(iter(answers_shown(desk))) == reference[0].argmax()
+
+
+def test_a_camera_that_goes_away_is_told(desk):
+    desk.click("#camera")
+    desk.wait_for_selector("#rate:has-text('/ s')")
+    desk.evaluate("document.getElementById('video').srcObject.getTracks()[0].stop()")
+    desk.wait_for_selector("#problem:not([hidden])")
+    assert desk.inner_text("#problem") == "The camera stopped."
+    assert desk.inner_text("#camera") == "Start camera"
 
 
 def test_without_a_camera_that_is_said(browser, url):
@@ -173,8 +324,9 @@ def test_it_is_used_by_keyboard_alone_and_speaks(desk):
     assert reached[:2] == ["choose", "camera"]
     desk.keyboard.press("Enter")
     desk.wait_for_selector("#bars li")
-    assert desk.get_attribute("#best", "aria-live") == "polite"
-    assert desk.inner_text("#best") == desk.locator("#bars .label").first.inner_text()
+    best = desk.locator("#bars .label").first.inner_text()
+    assert desk.inner_text("#best") == best
+    assert desk.locator("[aria-live=polite]").text_content() == best
     assert desk.locator("#samples button[aria-pressed=true]").count() == 1
 
 
@@ -238,15 +390,10 @@ def test_a_file_becomes_the_very_tensor_that_python_makes(desk):
             contract = ImageContract(48, 56, channels, resize)
             found = desk.evaluate(
                 """async ([content, contract]) => {
+                    const {decode} = await import("./lib/decode.mjs");
                     const {toTensor} = await import("./lib/image.mjs");
-                    const as = {imageOrientation: "from-image", colorSpaceConversion: "none"};
-                    const bitmap = await createImageBitmap(new Blob([new Uint8Array(content)]), as);
-                    const {width, height} = bitmap;
-                    const context = new OffscreenCanvas(width, height).getContext("2d");
-                    context.fillStyle = "white";
-                    context.fillRect(0, 0, width, height);
-                    context.drawImage(bitmap, 0, 0);
-                    return [...toTensor(context.getImageData(0, 0, width, height), contract)];
+                    const picture = await decode(new Blob([new Uint8Array(content)]));
+                    return [...toTensor(picture, contract)];
                 }""",
                 [list(content), contract.to_dict()],
             )
@@ -276,5 +423,8 @@ def test_the_smallest_page_answers(browser, runtime, toy_bundle, tmp_path):
             best = page.inner_text("#answers").splitlines()[0]
             label = toy_bundle.manifest.labels[answers.argmax()]
             assert re.fullmatch(rf"[\d.]+ %  {label}", best)
-        assert [p for p in page.problems if "favicon" not in p] == []
+        page.set_input_files("#file", {"name": "no.png", "mimeType": "image/png", "buffer": b"no"})
+        page.wait_for_function("document.getElementById('answers').textContent[0] === 'E'")
+        assert "this is no image" in page.inner_text("#answers")
+        assert page.problems == []
         page.close()

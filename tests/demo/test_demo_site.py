@@ -99,6 +99,7 @@ def test_only_a_site_is_replaced(toy_bundle, pretend_runtime, tmp_path):
     assert [p.name for p in (tmp_path / "site" / "models").iterdir()] == ["model.fp32.onnx"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis").write_text("years of work")
+    (tmp_path / "mine" / "site.json").write_text('{"title": "of another program"}')
     refused = demo(*arguments, tmp_path / "mine", "--force")
     assert (refused.exit_code, "is not a site" in refused.stderr) == (1, True)
     assert (tmp_path / "mine" / "thesis").read_text() == "years of work"
@@ -191,8 +192,11 @@ def test_files_come_with_their_type_and_isolated(laid, path, kind):
     assert body == (laid / name).read_bytes()
 
 
-@pytest.mark.parametrize("path", ["/models/", "/../pyproject.toml", "/%2e%2e/x", "/nothing"])
+@pytest.mark.parametrize(
+    "path", ["/models/", "/../beside", "/%2e%2e/beside", "/ort/..%2f../beside", "/nothing"]
+)
 def test_nothing_else_is_served(laid, path):
+    (laid.parent / "beside").write_text("no part of the site")
     with served(laid) as address:
         assert get(address, path)[0].status == 404
 

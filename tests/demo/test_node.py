@@ -85,6 +85,14 @@ def test_a_broken_image_is_named_and_the_others_answered(classify, toy_bundle, t
     assert done.stdout.startswith(f"{whole}: ")
 
 
+def test_a_broken_image_is_named_whatever_its_name(app, classify, toy_bundle, tmp_path):
+    (tmp_path / "image").write_text("none")  # a word of the message
+    command = ["node", app / "classify.mjs", toy_bundle.path("model.int8.onnx"), "image"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: image: this is no image that can be read")
+
+
 def test_models_that_cannot_be_used_are_one_line(classify, toy_bundle, tmp_path):
     import onnx
 
@@ -119,6 +127,14 @@ def test_wrong_usage_is_code_2(classify, toy_bundle):
         done = classify(*arguments)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith("usage: ")
+
+
+def test_a_port_that_cannot_be_is_wrong_usage(app, toy_bundle):
+    for port in ("65536", "-1", "http"):
+        command = ["node", app / "server.mjs", toy_bundle.path("model.int8.onnx"), port]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stdout) == (2, ""), port
+        assert done.stderr == "usage: node server.mjs MODEL.onnx [PORT]\n"
 
 
 def test_the_whole_picture_is_what_python_sees(classify, toy_bundle, tmp_path):
@@ -181,6 +197,8 @@ def test_the_server_answers_a_posted_image(server, toy_bundle):
 def test_the_server_refuses_and_goes_on(server, toy_bundle):
     assert ask(server, body=b"no image")[0] == 400
     assert ask(server, body=b"")[0] == 400
+    drawing = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><rect/></svg>'
+    assert ask(server, body=drawing)[0] == 400
     assert ask(server, "GET")[0] == 405
     large = {"Content-Length": str(21 << 20)}
     assert ask(server, headers=large)[0] == 413

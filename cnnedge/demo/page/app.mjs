@@ -9,10 +9,12 @@ const SPEAK_PAUSE = 2500; // between two live announcements to a screen reader
 
 let site, worker, calls, camera, imageUrl;
 let ready = false;
-let turn = 0; // of what was shown last, so that a slow answer does not replace a newer one
+let starting = false; // the camera is, which takes as long as its user takes to allow it
+let turn = 0; // of what was asked for last, so that what is slow does not replace what is newer
 let again = null; // classify the same image once more, when the model was changed
 
 function startWorker() {
+  if (worker) worker.onmessage = null; // what it sent already may still be on its way
   worker?.terminate();
   for (const call of calls?.values() ?? []) call.reject(new Error("stopped"));
   calls = new Map();
@@ -21,7 +23,9 @@ function startWorker() {
     if (data.progress) return showProgress(data.progress);
     const call = calls.get(data.id);
     calls.delete(data.id);
-    return data.error === undefined ? call.resolve(data.result) : call.reject(new Error(data.error));
+    if (data.error === undefined) call?.resolve(data.result);
+    else call?.reject(new Error(data.error));
+    return undefined;
   };
   worker.onerror = (event) => {
     event.preventDefault();
@@ -59,18 +63,27 @@ async function openModel() {
     $("backend-note").textContent = model.note;
     showFacts(variant, model);
     problem("");
-    if (!$("bars").children.length) say("Choose an image, or try a sample.");
+    if (!$("bars").children.length) invite();
     for (const id of ["choose", "camera"]) $(id).disabled = false;
     if (again && !camera) await again();
   } catch (error) {
     if (mine !== worker) return; // another choice was made meanwhile
-    $("backend").dataset.state = "failed";
-    $("backend-note").textContent = "Not running";
-    if (!$("bars").children.length) say("");
-    problem(`The model cannot be opened: ${error.message}`);
+    stopCamera();
+    fail(`The model cannot be opened: ${error.message}`);
   } finally {
     if (mine === worker) $("loading").hidden = true;
   }
+}
+
+/** There is no model: nothing of a former one may stay, as if it were of this. */
+function fail(text) {
+  $("backend").dataset.state = "failed";
+  $("backend-note").textContent = "Not running";
+  $("loading").hidden = true;
+  $("facts").textContent = "";
+  for (const id of ["choose", "camera"]) $(id).disabled = true;
+  clearResult();
+  problem(text);
 }
 
 function showProgress({ done, total }) {
@@ -91,7 +104,7 @@ async function show(blob, { sample = null, name = "The chosen image" } = {}) {
   stopCamera();
   again = () => show(blob, { sample, name });
   const mine = ++turn;
-  problem("");
+  $("spoken").textContent = ""; // the same answer to another image is said again
   URL.revokeObjectURL(imageUrl);
   imageUrl = URL.createObjectURL(blob);
   $("picture").src = imageUrl;
@@ -100,7 +113,12 @@ async function show(blob, { sample = null, name = "The chosen image" } = {}) {
   for (const button of $("samples").querySelectorAll("button")) {
     button.setAttribute("aria-pressed", String(button.sample === sample && sample !== null));
   }
-  if (!ready) return;
+  if (!ready) { // it is answered as soon as there is a model
+    clearResult();
+    if ($("backend").dataset.state === "loading") say("Loading the model…");
+    return;
+  }
+  problem("");
   try {
     const result = await ask({ classify: blob });
     if (mine !== turn) return;
@@ -110,15 +128,30 @@ async function show(blob, { sample = null, name = "The chosen image" } = {}) {
     showReference(sample, result);
   } catch (error) {
     if (mine !== turn || error.message === "stopped") return;
-    clearResult();
-    stage("hint");
+    again = null;
+    invite();
     problem(`${name}: ${error.message}`);
   }
+}
+
+async function showSample(sample, name) {
+  const mine = ++turn;
+  let blob;
+  try {
+    const response = await fetch(sample.file);
+    if (!response.ok) throw new Error(response.status);
+    blob = await response.blob();
+  } catch (error) {
+    if (mine === turn) problem(`${sample.file} cannot be loaded (${error.message})`);
+    return;
+  }
+  if (mine === turn) await show(blob, { sample, name });
 }
 
 function showResult({ answers, milliseconds }, name) {
   const bars = $("bars");
   bars.dataset.of = name;
+  $("best").textContent = answers[0].label;
   while (bars.children.length > answers.length) bars.lastChild.remove();
   while (bars.children.length < answers.length) {
     const item = document.createElement("li");
@@ -158,10 +191,18 @@ function clearResult() {
   $("times").hidden = true;
   $("reference").hidden = true;
   $("best").textContent = "";
+  $("spoken").textContent = "";
 }
 
 function speak({ label }) {
-  if ($("best").textContent !== label) $("best").textContent = label;
+  if ($("spoken").textContent !== label) $("spoken").textContent = label;
+}
+
+/** Show that nothing is shown, and what can be. */
+function invite() {
+  clearResult();
+  say(site.samples.length ? "Choose an image, or try a sample." : "Choose an image.");
+  stage("hint");
 }
 
 function say(text) {
@@ -186,21 +227,26 @@ function percent(p) {
 
 async function toggleCamera() {
   if (camera) return stopCamera();
+  if (starting) return undefined;
   problem("");
-  $("camera").disabled = true;
+  starting = true; // and not a disabled button, which would lose the keyboard's focus
+  const before = turn;
+  let started;
   try {
-    camera = await startCamera($("video"));
+    started = await startCamera($("video"));
   } catch (error) {
-    problem(error.message);
+    if (before === turn) problem(error.message);
     return undefined;
   } finally {
-    $("camera").disabled = false;
+    starting = false;
   }
+  if (before !== turn || document.hidden || $("backend").dataset.state === "failed") return started.stop();
+  camera = started;
   again = null;
   turn++;
   stage("video");
   $("camera").textContent = "Stop camera";
-  $("camera").setAttribute("aria-pressed", "true");
+  $("camera").classList.add("stops");
   $("reference").hidden = true;
   $("rate-block").hidden = false;
   $("bars").classList.add("live");
@@ -244,11 +290,9 @@ function stopCamera() {
   if (!camera) return;
   camera.stop();
   camera = null;
-  clearResult();
-  say("Choose an image, or try a sample.");
-  stage("hint");
+  invite();
   $("camera").textContent = "Start camera";
-  $("camera").setAttribute("aria-pressed", "false");
+  $("camera").classList.remove("stops");
   $("rate-block").hidden = true;
   $("bars").classList.remove("live");
 }
@@ -273,11 +317,7 @@ function fillIn() {
     button.sample = sample;
     button.setAttribute("aria-pressed", "false");
     button.append(image);
-    button.onclick = async () => {
-      const response = await fetch(sample.file);
-      if (!response.ok) return problem(`${sample.file} cannot be loaded (${response.status})`);
-      return show(await response.blob(), { sample, name: `Sample ${place + 1}` });
-    };
+    button.onclick = () => showSample(sample, image.alt);
     const item = document.createElement("li");
     item.append(button);
     $("samples").append(item);
@@ -326,5 +366,5 @@ try {
   fillIn();
   await openModel();
 } catch (error) {
-  problem(`The page is incomplete: site.json cannot be read (${error.message})`);
+  fail(`The page is incomplete: site.json cannot be read (${error.message})`);
 }

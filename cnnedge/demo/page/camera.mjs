@@ -35,5 +35,10 @@ export async function startCamera(video) {
     stop();
     throw new Error(`The camera's picture cannot be shown: ${error.message}`);
   }
-  return { frame: () => createImageBitmap(video), stop };
+  const frame = async () => {
+    // An unplugged camera's last picture stays in the video.
+    if (!stream.active) throw new Error("The camera stopped.");
+    return createImageBitmap(video);
+  };
+  return { frame, stop };
 }

@@ -1,10 +1,11 @@
 // The model, off the page's own thread: the page stays smooth while an image is read and answered.
 //
-// The page sends {id, open: {file, precision, backend}} and later {id, classify: Blob | ImageBitmap};
+// The page sends {id, open: {file, precision, backend}}, once, and later {id, classify: Blob | ImageBitmap};
 // it gets {id, result} or {id, error}, and while a model is on its way {progress: {done, total}}.
 
 import { rank, requireUint8 } from "./lib/answers.mjs";
-import { MOST_PIXELS, toTensor } from "./lib/image.mjs";
+import { decode } from "./lib/decode.mjs";
+import { toTensor } from "./lib/image.mjs";
 import { readMetadata } from "./lib/metadata.mjs";
 
 const RUNTIME = new URL("./ort/", import.meta.url).href;
@@ -13,22 +14,26 @@ const WHOLE = { session: { disable_cpu_ep_fallback: "1" } };
 
 let ort, session, about;
 let threads = 1; // that WebAssembly runs on
-let canvas, context;
 
 /** Open a model on the backend that is asked for; "auto": the one that suits its precision. */
 async function open({ file, precision, backend }) {
   const bytes = await download(file);
   about = readMetadata(bytes);
-  const old = session;
-  session = undefined;
-  await old?.release();
-  const opened = await openOn(bytes, precision, backend);
-  requireUint8(opened.session);
-  session = opened.session;
-  // The first run allocates and, on a GPU, compiles: it says nothing of the next.
-  const { height, width, channels } = about.image;
-  await run(new Uint8Array(height * width * channels));
-  return { ...about, backend: opened.backend, note: opened.note };
+  return { ...about, ...(await openOn(bytes, precision, backend)) };
+}
+
+/** Open a session and run it once: that allocates and, on a GPU, compiles, which may fail. */
+async function start(bytes, options) {
+  const opened = await ort.InferenceSession.create(bytes, options);
+  try {
+    requireUint8(opened);
+    const { height, width, channels } = about.image;
+    await run(opened, new Uint8Array(height * width * channels));
+  } catch (error) {
+    await opened.release(); // another backend needs the memory
+    throw error;
+  }
+  session = opened;
 }
 
 async function openOn(bytes, precision, backend) {
@@ -43,11 +48,11 @@ async function openOn(bytes, precision, backend) {
     }
   }
   await loadRuntime("ort.wasm.min.mjs");
-  const opened = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
+  await start(bytes, { executionProviders: ["wasm"] });
   const how = threads > 1 ? `${threads} threads` : "1 thread";
   let note = `WebAssembly SIMD, ${how}`;
   if (backend === "webgpu") note += ` (WebGPU was asked for: ${why})`;
-  return { session: opened, backend: "wasm", note };
+  return { backend: "wasm", note };
 }
 
 async function openOnGpu(bytes) {
@@ -58,11 +63,11 @@ async function openOnGpu(bytes) {
   const gpu = description || [vendor, architecture].filter(Boolean).join(" ") || "GPU";
   const executionProviders = ["webgpu"];
   try {
-    const opened = await ort.InferenceSession.create(bytes, { executionProviders, extra: WHOLE });
-    return { session: opened, backend: "webgpu", note: `WebGPU, ${gpu}, the whole graph` };
+    await start(bytes, { executionProviders, extra: WHOLE });
+    return { backend: "webgpu", note: `WebGPU, ${gpu}, the whole graph` };
   } catch {
-    const opened = await ort.InferenceSession.create(bytes, { executionProviders });
-    return { session: opened, backend: "webgpu", note: `WebGPU, ${gpu}, some layers on the CPU` };
+    await start(bytes, { executionProviders });
+    return { backend: "webgpu", note: `WebGPU, ${gpu}, some layers on the CPU` };
   }
 }
 
@@ -101,7 +106,7 @@ async function classify(source) {
   const decoded = performance.now();
   const tensor = toTensor(picture, about.image);
   const prepared = performance.now();
-  const probabilities = await run(tensor);
+  const probabilities = await run(session, tensor);
   const answered = performance.now();
   return {
     answers: rank(probabilities, about.labels),
@@ -115,38 +120,11 @@ async function classify(source) {
   };
 }
 
-async function run(tensor) {
+async function run(session, tensor) {
   const { height, width, channels } = about.image;
   const image = new ort.Tensor("uint8", tensor, [1, height, width, channels]);
   const { probabilities } = await session.run({ image }, ["probabilities"]);
   return Float32Array.from(await probabilities.getData());
-}
-
-/** A file or a camera's frame → pixels: upright, as stored (no colour management), on white. */
-async function decode(source) {
-  let bitmap = source;
-  if (source instanceof Blob) {
-    const as = { imageOrientation: "from-image", colorSpaceConversion: "none" };
-    try {
-      bitmap = await createImageBitmap(source, as);
-    } catch {
-      throw new Error("this is no image that the browser can read: give a JPEG, PNG or WebP");
-    }
-  }
-  const { width, height } = bitmap;
-  if (width * height > MOST_PIXELS) {
-    bitmap.close();
-    throw new Error(`${width}×${height} pixels are too many: shrink the image`);
-  }
-  if (canvas?.width !== width || canvas.height !== height) {
-    canvas = new OffscreenCanvas(width, height);
-    context = canvas.getContext("2d", { willReadFrequently: true });
-  }
-  context.fillStyle = "white";
-  context.fillRect(0, 0, width, height);
-  context.drawImage(bitmap, 0, 0);
-  bitmap.close();
-  return context.getImageData(0, 0, width, height);
 }
 
 // One after another: a session and the canvas are not for two at a time.

@@ -10,7 +10,8 @@ export const MOST_PIXELS = 89_478_485;
  * @param {{data: Uint8Array | Uint8ClampedArray, width: number, height: number,
  *   channels?: number}} picture upright, opaque; 1, 3 or 4 channels (4 where not said, as in a
  *   browser's ImageData; the fourth is not looked at)
- * @param {{height: number, width: number, channels: number, resize: string}} contract
+ * @param {{height: number, width: number, channels: number, resize: string}} contract as
+ *   `readMetadata` returns it
  * @returns {Uint8Array} `[height, width, channels]`
  */
 export function toTensor(picture, contract) {
@@ -27,7 +28,6 @@ export function toTensor(picture, contract) {
   const fit = (box, w, h) => resize(pixels, picture.width, stride, channels, box, w, h);
   if (contract.resize === "stretch") return fit(whole, width, height);
   if (contract.resize === "crop") return fit(centre(whole, width / height), width, height);
-  if (contract.resize !== "letterbox") throw new Error(`unknown resize "${contract.resize}"`);
 
   const scale = Math.min(width / whole.width, height / whole.height);
   const inner = {

@@ -5,6 +5,7 @@
 
 const METADATA = 14;
 const VARINT = 0, FIXED64 = 1, BYTES = 2, FIXED32 = 5; // protobuf's wire types
+const RESIZES = ["stretch", "crop", "letterbox"];
 const NONE = "this is no model that cnnedge exported";
 
 /**
@@ -34,8 +35,9 @@ export function readMetadata(bytes) {
     throw new Error(`${NONE}: it does not hold its labels and its image contract`);
   }
   const { height, width, channels = 3, resize = "stretch" } = image ?? {};
-  const sizes = [height, width, channels];
-  if (!Array.isArray(labels) || !sizes.every((n) => Number.isInteger(n) && n > 0)) {
+  const sized = [height, width].every((n) => Number.isInteger(n) && n > 0);
+  const known = [1, 3].includes(channels) && RESIZES.includes(resize);
+  if (!Array.isArray(labels) || !sized || !known) {
     throw new Error(`${NONE}: its labels or its image contract cannot be read`);
   }
   return {
