@@ -35,7 +35,7 @@ bench: $(READY)
 
 docs: $(READY)
 	$(BIN)/mkdocs build --strict
-	@echo "the site: build/docs/index.html"
+	@echo "the site: build/docs/index.html; with its search: $(PYTHON) -m http.server -d build/docs"
 
 lint: $(READY)
 	$(BIN)/ruff check .

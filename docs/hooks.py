@@ -215,4 +215,4 @@ def _unfold(text: str) -> str:
 
 def _escape(text: str) -> str:
     """Return plain text as Markdown that shows it."""
-    return re.sub(r"([*_<\[\]`|])", r"\\\1", text)
+    return re.sub(r"([*_\[\]`|])", r"\\\1", text).replace("<", "&lt;")

@@ -174,6 +174,7 @@ def test_every_command_is_there_with_every_option(site):
             if isinstance(option, click.Option):
                 assert option.opts[-1] in section, f"{name} {option.opts[-1]}"
     assert "the commands --" not in text
+    assert "[1&lt;=x&lt;=100]" in text, "escaped so that it shows"
 
 
 @needs_mkdocs

@@ -1,6 +1,7 @@
 """How often an app's own resize changes the answer, and what the resize in the graph costs.
 
     python benchmarks/resize build/resize --json benchmarks/results/resize-MACHINE.json
+    python benchmarks/resize --time --json benchmarks/results/resize-time-MACHINE.json
     python benchmarks/resize --write     # docs/resize.md's tables, from the recorded results
     python benchmarks/resize --check     # exit code 1 where they are not what results/ say
 
@@ -8,9 +9,13 @@ A small network is trained on `signs` as cnnedge reads them, at 64×64, and expo
 INT8. Then JPEGs of 320×320 pixels, by the same camera and never seen, are decoded once and resized
 as each app does; in headless Chromium the browser decodes them too. The reference is `image.fit`:
 Pillow's BILINEAR on the whole picture. How near the graphs come to it is measured on photographs,
-in many sizes; times are taken in turns.
+in many sizes.
 
-Besides the extras `cpu`, `export` and `dev` it takes opencv-python-headless, and Chromium.
+Times are of camera pictures, taken in turns, and a run of their own: they alone want an idle
+machine. OpenCV is timed where it is installed.
+
+Besides the extras `cpu`, `export` and `dev` it takes opencv-python-headless, and Chromium; times
+take scikit-learn's photographs and nothing else.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -29,13 +34,13 @@ import numpy as np
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from apps import CANVAS, app_resizes, browser, canvas_pixels
+from apps import CANVAS, app_resizes, browser, canvas_pixels, opencv_resizes
 from graphs import OURS, resize_graphs, runner
 from images import DATA, NETWORK, QUALITY, SIDE, make_bundle, make_images, tell
-from tables import check, write
+from tables import check, section, write
 
 from cnnedge.backends.onnxruntime import open_session
-from cnnedge.benchmark.interleaved import measure_interleaved
+from cnnedge.benchmark.interleaved import BLOCK, measure_interleaved
 from cnnedge.bundle import Bundle
 from cnnedge.graph.resize import put_resize
 from cnnedge.image import ImageContract, decode, fit, to_tensor
@@ -80,7 +85,7 @@ def measure_apps(bundle: Bundle, images: Path) -> dict[str, Any]:
         default = " (its default)" if quality == "low" else ""
         tensors[f"{about}, canvas, `{quality}`{default}"] = np.stack(small[quality])
     in_graph = runner(resize_graphs(contract)[OURS])
-    tensors[f"{IN_GRAPH}"] = np.stack([in_graph(pixels) for pixels in pictures])
+    tensors[IN_GRAPH] = np.stack([in_graph(pixels) for pixels in pictures])
     tensors[f"{IN_GRAPH}, decoded by {about}"] = np.stack([in_graph(pixels) for pixels in whole])
     rows: list[dict[str, Any]] = [
         {"name": name, "pixels": _pixels(pixels, tensors[REFERENCE])}
@@ -163,7 +168,6 @@ def measure_closeness() -> list[dict[str, Any]]:
 
 def measure_time(seconds: float) -> list[dict[str, Any]]:
     """Time the resize alone, all ways in turns, from a decoded picture to uint8 224×224."""
-    import cv2
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
@@ -174,51 +178,63 @@ def measure_time(seconds: float) -> list[dict[str, Any]]:
         tell(f"timing at {size[0]}×{size[1]}")
         photo = Image.fromarray(load_sample_images().images[0]).resize(size)
         pixels = np.asarray(photo)
-        calls: dict[str, Callable[[], Any]] = {
-            "Pillow `BILINEAR`": lambda p=photo: fit(p, contract)
-        }
+        calls: dict[str, Callable[[], Any]] = {"Pillow `BILINEAR`": partial(fit, photo, contract)}
         for name in (OURS, "`Resize` uint8, NCHW", "`Resize` uint8, NHWC"):
-            calls[name] = partial(runner(graphs[name]), pixels)
-        app = app_resizes((contract.height, contract.width))
-        for name in ("OpenCV `INTER_LINEAR` (its default)", "OpenCV `INTER_AREA`"):
-            calls[name] = partial(app[name], pixels)
+            for threads, said in ((None, ""), (1, ", one thread")):
+                calls[name + said] = partial(runner(graphs[name], threads), pixels)
+        if _opencv():
+            for name, resize in opencv_resizes((contract.height, contract.width)).items():
+                calls[name] = partial(resize, pixels)
         taken = measure_interleaved(calls, seconds=seconds)
-        pillow = taken[0]
         for measurement in taken:
-            ratio, low, high = ratio_interval(measurement.samples, pillow.samples)
+            ours, pillow = (_blocks(m.samples) for m in (measurement, taken[0]))
+            ratio, low, high = ratio_interval(ours, pillow)
             rows.append(
                 {"source": list(size), "target": TARGETS[0]}
                 | measurement.to_dict()
                 | {"speed_of_pillow": {"ratio": ratio, "interval": [low, high]}}
             )
-    tell(f"OpenCV used {cv2.getNumThreads()} threads, Pillow one")
     return rows
 
 
-def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure everything and return it as one document."""
-    import cv2
+def _blocks(samples: Sequence[float]) -> np.ndarray:
+    """Return each block's median: calls of one block are alike, and an interval over them is not.
 
-    folder, images = arguments.folder, arguments.folder / "images"
-    make_images(images, arguments.pictures, this_machine().cores)
-    bundle = make_bundle(folder, arguments.epochs)
+    Resampled one by one they would pass for many more independent ones than there are.
+    """
+    return np.median(np.reshape(samples, (-1, BLOCK)), axis=1)
+
+
+def _opencv() -> dict[str, str]:
+    """Return OpenCV's version under its package's name; nothing where it is not installed."""
+    try:
+        import cv2
+    except ImportError:
+        return {}
+    return {"opencv-python-headless": cv2.__version__}
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure the answers, or the times, and return them as one document."""
+    machine = this_machine()
     document: dict[str, Any] = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": this_machine().to_dict(),
-        "tools": tool_versions() | {"opencv-python-headless": cv2.__version__},
-        "timed": "the resize alone: decoded uint8 pixels in, uint8 pixels out; batch 1",
+        "machine": machine.to_dict(),
+        "tools": tool_versions() | _opencv(),
     }
-    document["time"] = measure_time(arguments.seconds)
+    if arguments.time:
+        document["timed"] = (
+            "the resize alone: decoded uint8 pixels in, uint8 pixels out; batch 1; Pillow on one "
+            f"thread, the others on {machine.cores} unless said"
+        )
+        document["time"] = measure_time(arguments.seconds)
+        return document
+    images = arguments.folder / "images"
+    make_images(images, arguments.pictures, machine.cores)
+    bundle = make_bundle(arguments.folder, arguments.epochs)
     document["closeness"] = measure_closeness()
     document["apps"] = measure_apps(bundle, images)
     return document
-
-
-def show(document: Mapping[str, Any]) -> None:
-    """Print the tables of a document."""
-    from tables import section
-
-    print(section(document))
 
 
 def main() -> None:
@@ -227,22 +243,24 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, help="for pictures and models, kept")
     parser.add_argument("--pictures", type=int, default=1000, help="to classify")
     parser.add_argument("--epochs", type=int, default=14)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of timing, for each size")
+    parser.add_argument("--time", action="store_true", help="measure times instead, no answers")
+    parser.add_argument("--seconds", type=float, default=40.0, help="of timing, for each size")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--write", action="store_true", help="write docs/resize.md's tables")
     parser.add_argument("--check", action="store_true", help="or check them")
     arguments = parser.parse_args()
     if arguments.write:
-        return write()
+        write()
+        return
     if arguments.check:
         sys.exit(0 if check() else "docs/resize.md is not what the results say: use --write")
-    if arguments.folder is None:
-        parser.error("name a FOLDER, or --write or --check")
+    if arguments.folder is None and not arguments.time:
+        parser.error("name a FOLDER, or --time, --write or --check")
     document = run(arguments)
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    return show(document)
+    print(section(document))
 
 
 if __name__ == "__main__":

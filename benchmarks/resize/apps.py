@@ -20,7 +20,6 @@ def app_resizes(size: tuple[int, int]) -> dict[str, Resize]:
     Args:
         size: Height and width, in pixels.
     """
-    import cv2
     import tensorflow as tf
     from PIL import Image
 
@@ -31,9 +30,6 @@ def app_resizes(size: tuple[int, int]) -> dict[str, Resize]:
         return lambda pixels: np.asarray(
             Image.fromarray(pixels).resize((width, height), resample, **options)
         )
-
-    def opencv(interpolation: int) -> Resize:
-        return lambda pixels: cv2.resize(pixels, (width, height), interpolation=interpolation)
 
     def tensorflow(antialias: bool) -> Resize:
         def resize(pixels: np.ndarray) -> np.ndarray:
@@ -46,10 +42,24 @@ def app_resizes(size: tuple[int, int]) -> dict[str, Resize]:
         "Pillow `BILINEAR`, `reducing_gap=2`": pillow("BILINEAR", reducing_gap=2.0),
         "Pillow `BICUBIC`": pillow("BICUBIC"),
         "Pillow `NEAREST`": pillow("NEAREST"),
-        "OpenCV `INTER_LINEAR` (its default)": opencv(cv2.INTER_LINEAR),
-        "OpenCV `INTER_AREA`": opencv(cv2.INTER_AREA),
+        **opencv_resizes(size),
         "`tf.image.resize` (its default)": tensorflow(False),
         "`tf.image.resize`, `antialias=True`": tensorflow(True),
+    }
+
+
+def opencv_resizes(size: tuple[int, int]) -> dict[str, Resize]:
+    """Return OpenCV's, as `app_resizes` does."""
+    import cv2
+
+    height, width = size
+
+    def opencv(interpolation: int) -> Resize:
+        return lambda pixels: cv2.resize(pixels, (width, height), interpolation=interpolation)
+
+    return {
+        "OpenCV `INTER_LINEAR` (its default)": opencv(cv2.INTER_LINEAR),
+        "OpenCV `INTER_AREA`": opencv(cv2.INTER_AREA),
     }
 
 

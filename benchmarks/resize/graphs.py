@@ -26,9 +26,9 @@ def resize_graphs(contract: ImageContract) -> dict[str, bytes]:
     }
 
 
-def runner(graph: bytes) -> Callable[[np.ndarray], np.ndarray]:
+def runner(graph: bytes, threads: int | None = None) -> Callable[[np.ndarray], np.ndarray]:
     """Return a graph as a function of one picture."""
-    session = open_session(graph)
+    session = open_session(graph, threads=threads)
     return lambda pixels: session(pixels[None])[0]
 
 

@@ -21,19 +21,29 @@ def documents() -> Iterator[tuple[str, dict[str, Any]]]:
 def generated() -> str:
     """Return what stands between the markers."""
     return "\n".join(
-        f"{section(document)}\n[`{name}`](../benchmarks/results/{name})\n"
+        f"{section(document)}\n\n[`{name}`](../benchmarks/results/{name})\n"
         for name, document in documents()
     )
 
 
 def section(document: Mapping[str, Any]) -> str:
-    """Return the tables of one run, as Markdown."""
-    apps, machine, tools = document["apps"], document["machine"], document["tools"]
-    about = (
-        f"{machine['cpu']}, {machine['cores']} cores; Pillow {tools['pillow']}, ONNX Runtime "
-        f"{tools['onnxruntime']}, OpenCV {tools['opencv-python-headless']}, TensorFlow "
-        f"{tools['tensorflow']}; {document['created'][:10]}."
+    """Return the tables of one run, as Markdown: of answers, or of times."""
+    machine, tools = document["machine"], document["tools"]
+    versions = ", ".join(
+        f"{name} {tools[package]}"
+        for name, package in (
+            ("Pillow", "pillow"),
+            ("ONNX Runtime", "onnxruntime"),
+            ("OpenCV", "opencv-python-headless"),
+            ("TensorFlow", "tensorflow"),
+        )
+        if package in tools and not ("time" in document and package == "tensorflow")
     )
+    about = f"{machine['cpu']}, {machine['cores']} cores; {versions}; {document['created'][:10]}."
+    if "time" in document:
+        title = f"What it costs, median ({document['timed']}). {about}"
+        return "\n".join([title, "", *_times(document["time"])])
+    apps = document["apps"]
     return "\n".join(
         [
             f"{apps['n']} pictures ({apps['pictures']}), a network at {apps['network']}. {about}",
@@ -43,10 +53,6 @@ def section(document: Mapping[str, Any]) -> str:
             "How near a graph comes to Pillow on photographs:",
             "",
             *_closeness(document["closeness"]),
-            "",
-            f"What it costs, median ({document['timed']}):",
-            "",
-            *_times(document["time"]),
         ]
     )
 
@@ -69,11 +75,12 @@ def _apps(rows: list[dict[str, Any]]) -> list[str]:
         "| resized by | pixels: mean (largest) difference | FP32: answers changed [95 %] "
         "| drop, points [95 %] | INT8: answers changed [95 %] | drop, points [95 %] |",
         "|---|---|---|---|---|---|",
+        f"| {rows[0]['name']} | – | – | – | – | – |",
         *(
             f"| {row['name']} | {row['pixels']['mean']:.2f} ({row['pixels']['max']}) "
             f"| {_flips(row['fp32'])} | {_drop(row['fp32'])} "
             f"| {_flips(row['int8'])} | {_drop(row['int8'])} |"
-            for row in rows
+            for row in rows[1:]
         ),
         "",
         "The reference's own top-1: "
@@ -105,7 +112,7 @@ def _closeness(rows: list[dict[str, Any]]) -> list[str]:
 def _times(rows: list[dict[str, Any]]) -> list[str]:
     sources = list(dict.fromkeys(tuple(row["source"]) for row in rows))
     target = rows[0]["target"]
-    heads = [f"{w}×{h} → {target}×{target} | speed of Pillow's [95 %]" for w, h in sources]
+    heads = [f"{w}×{h} → {target}×{target} | speed, Pillow's is 1 [95 %]" for w, h in sources]
     lines = [f"| | {' | '.join(heads)} |", "|---" * (1 + 2 * len(sources)) + "|"]
     for name in dict.fromkeys(row["name"] for row in rows):
         cells = []
@@ -113,9 +120,9 @@ def _times(rows: list[dict[str, Any]]) -> list[str]:
             row = next(r for r in rows if r["name"] == name and tuple(r["source"]) == source)
             speed = row["speed_of_pillow"]
             low, high = speed["interval"]
-            cells += [
-                f"{row['median_ms']:.2f} ms",
-                f"{speed['ratio']:.2f}× [{low:.2f}, {high:.2f}]",
-            ]
+            against = f"{speed['ratio']:.2f} [{low:.2f}, {high:.2f}]"
+            if name == rows[0]["name"]:
+                against = "1"
+            cells += [f"{row['median_ms']:.2f} ms", against]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
