@@ -36,6 +36,17 @@ def test_the_overhead_is_the_difference_and_processes_decide_its_interval(overhe
     assert low == pytest.approx(20e-6, rel=1e-6)
     found, low, high = overhead.overhead_of([process(x * 1e-6) for x in (10, 20, 30, 40, 50)])
     assert low <= 20e-6 < found < 40e-6 <= high
+    other = [p | {"by_hand": p["ours"], "ours": p["bare"]} for p in [process(7e-6)] * 2]
+    assert overhead.overhead_of(other)[0] == 0
+    assert overhead.overhead_of(other, "by_hand")[0] == pytest.approx(7e-6, rel=1e-6)
+
+
+def test_every_contestant_is_first_as_often_as_the_others(overhead):
+    order = []
+    calls = [lambda k=k: order.append(k) for k in range(3)]
+    taken = overhead.in_turn(*calls)
+    assert [len(seconds) for seconds in taken] == [overhead.BLOCK] * 3
+    assert order[:9] == [0, 1, 2, 1, 2, 0, 2, 0, 1]
 
 
 def test_it_measures_a_bundle(toy_bundle, tmp_path):
@@ -50,7 +61,11 @@ def test_it_measures_a_bundle(toy_bundle, tmp_path):
     assert document["environment"]["machine"]["cores"] >= 1
     low, high = result["overhead"]["interval"]
     assert low <= result["overhead"]["seconds"] <= high
-    assert len(result["overhead"]["blocks"]) == 2
+    least, most = result["overhead"]["by_hand_interval"]
+    assert least <= result["overhead"]["by_hand_seconds"] <= most
+    assert [sorted(blocks) for blocks in result["overhead"]["blocks"]] == [
+        ["bare", "by_hand", "ours"]
+    ] * 2
     assert result["memory"]["array"]["calls"] == 2000
     assert len(result["memory"]["file"]["resident_bytes"]) == 101
     assert min(result["memory"]["array"]["resident_bytes"]) > 10 * 2**20
