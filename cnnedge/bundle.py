@@ -286,6 +286,29 @@ def _read_checked_manifest(root: Path, where: Path) -> Manifest:
     return manifest
 
 
+def check_place(out: Path, *, force: bool) -> None:
+    """Find out before minutes of work whether a bundle may be written there.
+
+    Raises:
+        BundleError: something is there, and ``force`` is false or it is neither an empty folder
+            nor a bundle, whole or damaged: nothing else is replaced.
+    """
+    if not out.exists():
+        return
+    if not force:
+        raise BundleError(f"{out} exists already", fix="choose another folder or pass --force")
+    if not _claims_to_be_bundle(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise BundleError(f"{out} is no bundle, and is not replaced", fix="choose another folder")
+
+
+def _claims_to_be_bundle(folder: Path) -> bool:
+    try:  # a web page has a manifest.json too
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        return {"schema", "variants"} <= manifest.keys()
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
+
+
 def put_engine(
     bundle: Bundle, note: PlanNote, plan: bytes, timing_cache: bytes | None = None
 ) -> Bundle:

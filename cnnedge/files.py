@@ -42,30 +42,36 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield a temporary folder beside ``path`` that takes its place when the block succeeds.
 
-    The old folder, where there is one, is moved aside first and deleted last.
+    The old folder, where there is one, is moved aside first and deleted last. Killed in between,
+    it comes back at the next call. Of a link, what it points to is replaced.
 
     Raises:
         CnnEdgeError: ``path`` exists and ``overwrite`` is false, or it cannot be written.
     """
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise CnnEdgeError(f"{path} exists already", fix="choose another folder or pass --force")
+    place = Path(path).resolve()
+    temporary = place.parent / f".{place.name}.{os.getpid()}.partial"
+    aside = temporary.with_suffix(".old")
     try:
-        path.absolute().parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
-        temporary = _partial(path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _clear_up(place)
+        if place.exists() and not overwrite:
+            raise CnnEdgeError(
+                f"{path} exists already", fix="choose another folder or pass --force"
+            )
         temporary.mkdir()
     except OSError as error:
         raise cannot_write(path, error) from error
     try:
         yield temporary
-        if path.exists():
-            aside = temporary.with_suffix(".old")
-            os.replace(path, aside)
-            os.replace(temporary, path)
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            os.replace(temporary, path)
+        if place.exists():
+            os.replace(place, aside)
+        try:
+            os.replace(temporary, place)
+        except BaseException:
+            if aside.exists():
+                os.replace(aside, place)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
@@ -180,11 +186,15 @@ def _partial(path: Path) -> Path:
     return path.absolute().with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
 
 
-def _sweep(path: Path) -> None:
-    """Remove what an export that was killed half-way left beside ``path``."""
-    for left in path.absolute().parent.glob(f".{glob.escape(path.stem)}.*.partial"):
-        pid = left.name.split(".")[-2]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+def _clear_up(place: Path) -> None:
+    """Undo what a process that was killed half-way left beside ``place``."""
+    for left in place.parent.glob(f".{glob.escape(place.name)}.*"):
+        pid, _, ending = left.name[len(place.name) + 2 :].partition(".")
+        if not pid.isdigit() or Path(f"/proc/{pid}").exists() or not Path("/proc/self").exists():
+            continue
+        if ending == "old" and not place.exists():
+            os.replace(left, place)
+        elif ending in ("old", "partial"):
             shutil.rmtree(left, ignore_errors=True)
 
 

@@ -222,7 +222,7 @@ def _to_rgb(picture: PillowImage, name: str) -> PillowImage:
 
     if picture.getexif().get(_ORIENTATION, 1) != 1:
         picture = ImageOps.exif_transpose(picture)
-    if picture.mode == "RGB":
+    if picture.mode == "RGB" and "transparency" not in picture.info:
         return picture
     if picture.mode.startswith("I") or picture.mode == "F":
         return _from_deep_grey(picture, name)

@@ -113,6 +113,7 @@ def photos(tmp_path_factory):
     layer.putalpha(small.convert("L"))
     layer.save(folder / "alpha.png")
     small.quantize(16).save(folder / "clear.png", transparency=3)
+    small.save(folder / "clear-rgb.png", transparency=small.getpixel((9, 9)))
     small.convert("L").convert("LA").save(folder / "grey-alpha.png")
     deep = (np.asarray(small.convert("L")).astype(np.uint16) * 251).astype(np.uint16)
     Image.fromarray(deep).save(folder / "deep.png")
@@ -126,7 +127,7 @@ def photos(tmp_path_factory):
 @pytest.mark.parametrize("resize", RESIZES)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_it_makes_the_pixels_that_cnnedge_makes(bare, photos, resize, channels):
-    assert len(photos) == 20
+    assert len(photos) == 21
     for height, width in ((32, 32), (20, 61), (224, 160)):
         contract = ImageContract(height, width, channels, resize)
         for photo in photos:

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from cnnedge.bundle import MANIFEST, Manifest, open_bundle, write_labels
+from cnnedge.bundle import MANIFEST, Manifest, check_place, open_bundle, write_labels
 from cnnedge.errors import BundleError
 from cnnedge.files import sha256
 
@@ -110,6 +110,24 @@ def test_what_is_no_bundle_is_refused(tmp_path):
         open_bundle(tmp_path / "nowhere")
     with pytest.raises(BundleError, match=r"no manifest\.json"):
         open_bundle(tmp_path)
+
+
+@pytest.mark.parametrize("manifest", [None, '{"name": "a web page"}', "[]", "{"])
+def test_force_replaces_a_bundle_and_no_other_folder(bundle_copy, tmp_path, manifest):
+    check_place(bundle_copy, force=True)
+    (bundle_copy / "model.fp32.onnx").write_bytes(b"damaged")
+    check_place(bundle_copy, force=True)
+    with pytest.raises(BundleError, match="exists already"):
+        check_place(bundle_copy, force=False)
+    other = tmp_path / "photos"
+    other.mkdir()
+    check_place(other, force=True)
+    (other / "one.jpg").touch()
+    if manifest is not None:
+        (other / "manifest.json").write_text(manifest)
+    for place in (other, other / "one.jpg"):
+        with pytest.raises(BundleError, match="is no bundle, and is not replaced"):
+            check_place(place, force=True)
 
 
 def test_labels_with_line_breaks_are_refused(tmp_path):

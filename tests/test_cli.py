@@ -88,6 +88,11 @@ def test_export_a_user_model(tmp_path, toy_model, digits):
     assert manifest["model"]["weights"] == "user"
 
     assert "exists already" in error_of(run("export", path, "-o", tmp_path / "out"))
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.jpg").touch()
+    forced = run("export", path, "-o", tmp_path / "photos", "--force")
+    assert "is no bundle, and is not replaced" in error_of(forced)
+    assert (tmp_path / "photos" / "one.jpg").exists()
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
     without_data = run("export", path, "-o", tmp_path / "two", "--preprocess", "unit")

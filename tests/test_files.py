@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -58,6 +61,68 @@ def test_what_a_killed_export_left_is_swept_up(tmp_path):
     with atomic_folder(tmp_path / "bundle", overwrite=False):
         pass
     assert sorted(os.listdir(tmp_path)) == [".bundle.1.partial", "bundle"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from cnnedge.files import atomic_folder
+replace, calls = os.replace, []
+def stop(*paths):
+    calls.append(paths)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(*paths)
+os.replace = stop
+with atomic_folder(Path(sys.argv[1]), overwrite=True) as folder:
+    (folder / "new").touch()
+"""
+
+
+def test_killed_between_the_two_renames_the_old_folder_comes_back(tmp_path):
+    folder = tmp_path / "net.v2"
+    folder.mkdir()
+    (folder / "old").touch()
+    done = subprocess.run([sys.executable, "-c", KILLED, folder])
+    assert done.returncode == -signal.SIGKILL
+    assert not folder.exists(), "this is the moment in question"
+    with (
+        pytest.raises(CnnEdgeError, match="exists already"),
+        atomic_folder(folder, overwrite=False),
+    ):
+        pass
+    assert os.listdir(folder) == ["old"]
+    assert os.listdir(tmp_path) == ["net.v2"]
+
+
+def test_a_new_folder_that_cannot_be_put_there_leaves_the_old_one(tmp_path, monkeypatch):
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    (folder / "old").touch()
+    replace = os.replace
+
+    def refuse(source, target):
+        if str(source).endswith(".partial"):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(CnnEdgeError, match="No space left"), atomic_folder(folder, overwrite=True):
+        pass
+    assert os.listdir(folder) == ["old"]
+    assert os.listdir(tmp_path) == ["bundle"]
+
+
+def test_of_a_link_the_folder_behind_it_is_replaced(tmp_path):
+    behind, link = tmp_path / "disk" / "bundle", tmp_path / "bundle"
+    behind.mkdir(parents=True)
+    (behind / "old").touch()
+    link.symlink_to(behind)
+    with atomic_folder(link, overwrite=True) as temporary:
+        (temporary / "new").touch()
+    assert link.is_symlink()
+    assert os.listdir(behind) == os.listdir(link) == ["new"]
+    assert sorted(os.listdir(tmp_path)) == ["bundle", "disk"]
 
 
 def test_an_unwritable_place_is_one_clear_error(tmp_path):

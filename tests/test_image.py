@@ -113,6 +113,9 @@ def test_transparency_is_laid_on_white():
     transparent = palette.getpixel((7, 0))
     shown = np.asarray(decode(saved(palette, "PNG", transparency=transparent)))
     assert (shown[:, 4:] == 255).all()
+    shown = np.asarray(decode(saved(Image.fromarray(rgba[..., :3]), "PNG", transparency=(0, 0, 0))))
+    assert (shown[:, :4] == (200, 0, 0)).all()
+    assert (shown[:, 4:] == 255).all()
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "CMYK", "YCbCr", "HSV"])

@@ -26,6 +26,7 @@ from cnnedge.bundle import (
     Bundle,
     Manifest,
     Variant,
+    check_place,
     describe_files,
     open_bundle,
     weights_digest,
@@ -33,7 +34,7 @@ from cnnedge.bundle import (
 )
 from cnnedge.data import Split
 from cnnedge.engine import build_engines
-from cnnedge.errors import CnnEdgeError, DataError
+from cnnedge.errors import DataError
 from cnnedge.export import ExportedGraph
 from cnnedge.files import atomic_folder, sha256
 from cnnedge.graph.fingerprint import layer_fingerprints
@@ -88,7 +89,7 @@ def export_bundle(
     Args:
         recipe: What to build.
         out: The bundle's folder, which appears only once it is complete.
-        force: Replace ``out`` if it exists.
+        force: Replace ``out`` where it is a bundle.
         progress: Told how far each step is.
 
     Returns:
@@ -98,8 +99,7 @@ def export_bundle(
         CnnEdgeError: anything that stops it; nothing is left half-written.
     """
     out = Path(out)
-    if out.exists() and not force:  # before minutes of work, not after
-        raise CnnEdgeError(f"{out} exists already", fix="choose another folder or pass --force")
+    check_place(out, force=force)  # before minutes of work, not after
     for runtime in recipe.engines:
         open_library(runtime)  # likewise
     source, warnings = resolve(recipe, progress=progress)

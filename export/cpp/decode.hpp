@@ -202,20 +202,13 @@ inline Image read_stb(const std::vector<std::uint8_t>& bytes, const std::string&
     throw std::runtime_error(path + " is no image that this app reads");
   }
   check_size(width, height, path);
-  const int wanted = channels == 3 ? 3 : 4;  // grey and palettes too may have a transparent colour
+  // With four channels always: an image without alpha may have a transparent colour.
   const std::unique_ptr<stbi_uc, void (*)(void*)> pixels(
-      stbi_load_from_memory(bytes.data(), size, &width, &height, &channels, wanted),
-      stbi_image_free);
+      stbi_load_from_memory(bytes.data(), size, &width, &height, &channels, 4), stbi_image_free);
   if (!pixels) {
     throw std::runtime_error(path + " cannot be decoded (" + stbi_failure_reason() + ")");
   }
-  Image image(width, height, 3);
-  if (wanted == 4) {
-    image = on_white(pixels.get(), width, height);
-  } else {
-    std::copy_n(pixels.get(), image.pixels.size(), image.pixels.begin());
-  }
-  return upright(std::move(image), orientation(bytes));
+  return upright(on_white(pixels.get(), width, height), orientation(bytes));
 }
 #endif
 

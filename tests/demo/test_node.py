@@ -149,6 +149,8 @@ def test_the_whole_picture_is_what_python_sees(classify, toy_bundle, tmp_path):
     grey.save(tmp_path / "grey.png")
     layer = np.dstack([np.asarray(grey.convert("RGB")), random.choice([0, 255], (60, 90))])
     Image.fromarray(layer.astype(np.uint8)).save(tmp_path / "see-through.png")
+    black = grey.point(lambda level: 0 if level < 128 else level).convert("RGB")
+    black.save(tmp_path / "clear.png", transparency=(0, 0, 0))
     Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save(tmp_path / "deep.png")
     images = sorted(tmp_path.iterdir())
     python = cnnedge.load(toy_bundle.root, variant="fp32")
