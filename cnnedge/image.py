@@ -267,9 +267,18 @@ def _from_array(array: np.ndarray, name: str) -> PillowImage:
 
 
 def fit(picture: PillowImage, contract: ImageContract) -> np.ndarray:
-    """Return a decoded image resized to the contract, uint8 ``[H, W, C]``."""
+    """Return a decoded image resized to the contract, uint8 ``[H, W, C]``.
+
+    Raises:
+        ImageError: it is so tall that widening it would take more memory than any image may.
+    """
     from PIL import Image
 
+    if contract.resize == "stretch" and contract.width * picture.height > MOST_PIXELS:
+        raise ImageError(
+            f"an image of {picture.width}×{picture.height} pixels is too tall to be stretched",
+            fix=f"give one of at most {MOST_PIXELS // contract.width} rows",
+        )
     if contract.channels == 1:
         picture = picture.convert(_GREY)
     width, height = contract.width, contract.height

@@ -145,6 +145,8 @@ def test_what_cnnedge_refuses_it_refuses(bare, tmp_path):
         bare.tensor(tmp_path / "float.tiff", contract.to_dict())
     with pytest.raises(ValueError, match="'zoom'"):
         bare.fit(Image.new("RGB", (9, 9)), contract.to_dict() | {"resize": "zoom"})
+    with pytest.raises(ValueError, match="400000 rows are too many"):
+        bare.fit(Image.new("RGB", (1, 400_000)), ImageContract(224, 224).to_dict())
 
 
 def test_its_refusals_are_one_line(bare_python, toy_bundle, tmp_path):

@@ -128,6 +128,14 @@ def test_an_unknown_resize_is_refused(probe, tmp_path):
     refused(probe("fit", tmp_path / "in.raw", 2, 2, 4, 4, 3, "squash", tmp_path / "out"), "squash")
 
 
+def test_a_thread_of_pixels_is_not_stretched(probe, tmp_path):
+    (tmp_path / "in.raw").write_bytes(bytes(3 * 400_000))
+    words = ["fit", tmp_path / "in.raw", 1, 400_000, 224, 224, 3]
+    refused(probe(*words, "stretch", tmp_path / "out"), "400000 rows")
+    for resize in ("crop", "letterbox"):
+        assert ours(probe, tmp_path, *words, resize).shape == (224, 224, 3)
+
+
 def test_a_ppm_is_read_as_it_is(probe, tmp_path):
     pixels = photo("flower.jpg")[:50, :70]
     Image.fromarray(pixels).save(tmp_path / "a.ppm")

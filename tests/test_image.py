@@ -275,3 +275,13 @@ def test_the_width_is_resized_first_whatever_pillow_finds_quicker(resize):
     expected = np.asarray(narrow.resize((width, 60), Image.Resampling.BILINEAR))
     left = (60 - width) // 2
     np.testing.assert_array_equal(found[:, left : left + width], expected)
+
+
+def test_a_thread_of_pixels_is_not_stretched():
+    """Widened first it would be 224 times as large: of the most that is decoded, 60 GB."""
+    thread = Image.new("RGB", (1, 400_000))
+    with pytest.raises(ImageError, match="1×400000 pixels is too tall .* at most 399457 rows"):
+        fit(thread, ImageContract(224, 224))
+    for resize in ("crop", "letterbox"):
+        assert fit(thread, ImageContract(224, 224, resize=resize)).shape == (224, 224, 3)
+    assert fit(thread.rotate(90, expand=True), ImageContract(224, 224)).shape == (224, 224, 3)

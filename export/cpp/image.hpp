@@ -136,6 +136,10 @@ inline int round_even(double value) { return static_cast<int>(std::nearbyint(val
 // Pillow's Image.resize(size, BILINEAR) of an 8-bit image, the width first: each pass rounds, so
 // their order shows, and Pillow 13 itself begins with the height where that is less work.
 inline Image resize_bilinear(Image image, int width, int height) {
+  if (static_cast<long long>(width) * image.height > 89478485) {  // as many as decode.hpp takes
+    throw std::invalid_argument("an image of " + std::to_string(image.height) +
+                                " rows is too tall to be stretched");
+  }
   if (width != image.width) image = detail::resize_width(image, width);
   if (height != image.height) image = detail::resize_height(image, height);
   return image;

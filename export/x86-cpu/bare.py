@@ -105,6 +105,8 @@ def fit(picture, contract):
 
 def resize(picture, size):
     """The width first and then the height: Pillow's own order depends on its version."""
+    if size[0] * picture.height > Image.MAX_IMAGE_PIXELS:
+        raise ValueError(f"its {picture.height} rows are too many to be stretched")
     for step in ((size[0], picture.height), size):
         if picture.size != step:
             picture = picture.resize(step, Image.Resampling.BILINEAR)
