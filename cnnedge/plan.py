@@ -150,7 +150,7 @@ class PlanNote:
             fields["options"] = PlanOptions(**options)
             fields["compute_capabilities"] = tuple(fields["compute_capabilities"])
             return PlanNote(**fields)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BundleError(
                 f"{where} is no plan's note ({error})", fix="build the engine again"
             ) from error

@@ -240,8 +240,8 @@ def read_note(bundle: Bundle, engine: Engine) -> PlanNote:
     Raises:
         BundleError: it was altered since the bundle was opened, or cannot be read.
     """
-    text = _read_checked(bundle, engine.note, engine.note_sha256)
-    return PlanNote.from_json(text.decode("utf-8"), engine.note)
+    content = _read_checked(bundle, engine.note, engine.note_sha256)
+    return PlanNote.from_json(content.decode("utf-8", "replace"), engine.note)
 
 
 def _differences(bundle: Bundle, engine: Engine, here: Here) -> list[str]:
