@@ -350,9 +350,9 @@ def test_a_run_that_is_stopped_leaves_neither_files_nor_processes(toy_bundle, tm
         text=True,
         cwd=ROOT,
     )
-    measuring = set()
+    begun = measuring = set()
     for _ in range(600):
-        measuring |= children_of(child.pid)
+        begun, measuring = measuring, measuring | children_of(child.pid)
         if len(measuring) >= 3:
             break
         time.sleep(0.1)
@@ -361,9 +361,21 @@ def test_a_run_that_is_stopped_leaves_neither_files_nor_processes(toy_bundle, tm
     assert child.returncode == 1
     assert out == ""
     assert err.splitlines()[-1].startswith("error: interrupted")
-    assert measuring
-    assert not [pid for pid in measuring if Path(f"/proc/{pid}/cmdline").exists()]
+    assert begun
+    assert not [pid for pid in begun if is_alive(pid)]
+    for _ in range(300):  # one that was just being started ends with its input, a moment later
+        if not any(map(is_alive, measuring)):
+            break
+        time.sleep(0.1)
+    assert not [pid for pid in measuring if is_alive(pid)]
     assert list(tmp_path.iterdir()) == []
+
+
+def is_alive(pid):
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())  # empty: ended, and not yet reaped
+    except OSError:
+        return False
 
 
 def children_of(pid):
