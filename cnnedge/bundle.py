@@ -25,7 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cnnedge.archive import Sizes, Unpacked, is_archive, unpack
-from cnnedge.errors import BundleError
+from cnnedge.errors import MALFORMED, BundleError
 from cnnedge.files import atomic_path, sha256, write_text
 from cnnedge.image import ImageContract
 from cnnedge.plan import PlanNote
@@ -233,10 +233,7 @@ def _parse(text: bytes, where: Path) -> Manifest:
         if not all(isinstance(size, int | None) for size in _sizes(manifest).values()):
             raise TypeError("a size is no number")
         return manifest
-    except (
-        *(ValueError, KeyError, TypeError, AttributeError),
-        *(OverflowError, RecursionError),
-    ) as error:
+    except MALFORMED as error:
         raise BundleError(
             f"the manifest of {where} cannot be read ({error})", fix="copy or export it again"
         ) from error
@@ -305,7 +302,7 @@ def _claims_to_be_bundle(folder: Path) -> bool:
     try:  # a web page has a manifest.json too
         manifest = json.loads((folder / MANIFEST).read_bytes())
         return {"schema", "variants"} <= manifest.keys()
-    except (OSError, ValueError, AttributeError, RecursionError):
+    except (OSError, *MALFORMED):
         return False
 
 

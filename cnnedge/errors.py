@@ -5,6 +5,9 @@ The library raises; the command line turns an error into one line and an exit co
 
 from __future__ import annotations
 
+# What reading JSON from elsewhere may raise, and taking what is not of its expected form apart.
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+
 
 class CnnEdgeError(Exception):
     """Base of every error that cnnedge raises on purpose.

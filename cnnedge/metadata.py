@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cnnedge.errors import ModelError
+from cnnedge.errors import MALFORMED, ModelError
 from cnnedge.image import ImageContract
 
 META_LABELS = "cnnedge.labels"
@@ -90,10 +90,7 @@ def read_metadata(metadata: Mapping[str, str], where: str) -> About:
             source_bytes=int(metadata.get(META_SOURCE_BYTES, 0)),
             any_size=metadata.get(META_RESIZE) == IN_THE_GRAPH,
         )
-    except (
-        *(ValueError, KeyError, TypeError, AttributeError),
-        *(OverflowError, RecursionError),
-    ) as error:
+    except MALFORMED as error:
         raise ModelError(
             f"the metadata of {where} cannot be read ({error})", fix="package the bundle again"
         ) from error

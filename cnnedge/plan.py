@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from cnnedge.errors import BundleError, CnnEdgeError
+from cnnedge.errors import MALFORMED, BundleError, CnnEdgeError
 
 SCHEMA = 1
 FOLDER = "engines"
@@ -150,7 +150,7 @@ class PlanNote:
             fields["options"] = PlanOptions(**options)
             fields["compute_capabilities"] = tuple(fields["compute_capabilities"])
             return PlanNote(**fields)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except MALFORMED as error:
             raise BundleError(
                 f"{where} is no plan's note ({error})", fix="build the engine again"
             ) from error

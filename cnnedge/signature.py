@@ -21,6 +21,7 @@ from typing import Any
 from cnnedge.archive import is_archive
 from cnnedge.bundle import MANIFEST, SIGNATURE, Bundle, open_bundle, require_folder
 from cnnedge.errors import (
+    MALFORMED,
     BundleError,
     CnnEdgeError,
     MissingExtraError,
@@ -204,7 +205,7 @@ def _read(path: Path, where: Path) -> tuple[Signature, dict[str, str]]:
         statement = json.loads(base64.b64decode(content["dsseEnvelope"]["payload"], validate=True))
         resources = statement["predicate"]["resources"]
         signed = {str(entry["name"]): str(entry["digest"]) for entry in resources}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
+    except (OSError, *MALFORMED) as error:
         raise SignatureError(
             f"{name} is no signature of a bundle ({first_line(error)})",
             fix="get the bundle from its maker again",

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 ORIENTATION = 0x0112  # EXIF: how the camera was held
 SIDEWAYS = (5, 6, 7, 8)
+MOST_PIXELS = 89_478_485  # of the picture between the two passes of the resize
 # A file that declares more than 89 million pixels is refused, as by cnnedge, and not decoded.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
@@ -105,7 +106,7 @@ def fit(picture, contract):
 
 def resize(picture, size):
     """The width first and then the height: Pillow's own order depends on its version."""
-    if size[0] * picture.height > Image.MAX_IMAGE_PIXELS:
+    if size[0] * picture.height > MOST_PIXELS:
         raise ValueError(f"its {picture.height} rows are too many to be stretched")
     for step in ((size[0], picture.height), size):
         if picture.size != step:
