@@ -164,7 +164,7 @@ def measure_threads(bundle: Path, seconds: float) -> dict[str, Any]:
 
 def images_of(classify: cnnedge.Classifier, count: int) -> list[np.ndarray]:
     """Return images as the network takes them: seeded noise, each of another brightness."""
-    size = (classify.image.height, classify.image.width, classify.image.channels)
+    size = classify.image.shape
     rng = np.random.default_rng(0)
     return [rng.integers(0, 56 + 200 * k // count, size, np.uint8) for k in range(1, count + 1)]
 

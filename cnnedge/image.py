@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
@@ -53,6 +54,11 @@ class ImageContract:
             raise ValueError(f"no image has the shape {self.height}×{self.width}×{self.channels}")
         if self.resize not in RESIZES:
             raise ValueError(f"resize is {self.resize!r}, not one of {', '.join(RESIZES)}")
+
+    @cached_property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape of an image, ``(height, width, channels)``."""
+        return self.height, self.width, self.channels
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON-able data."""
@@ -110,8 +116,11 @@ def to_tensor(source: ImageSource, contract: ImageContract) -> np.ndarray:
     Raises:
         ImageError: the image cannot be decoded; the message names it.
     """
-    shape = (contract.height, contract.width, contract.channels)
-    if isinstance(source, np.ndarray) and source.shape == shape and source.dtype == np.uint8:
+    if (
+        isinstance(source, np.ndarray)
+        and source.shape == contract.shape
+        and source.dtype == np.uint8
+    ):
         return source
     picture = decode(source, contract)
     return fit(picture, contract)

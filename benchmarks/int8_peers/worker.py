@@ -44,7 +44,7 @@ def prepare(folder: Path, model: str, data: str, seed: int, tests: int, calibrat
         exported = source.to_onnx(dtype)
         write_onnx(exported.model, folder / f"fp32-{dtype}.onnx")
     source.model.save(folder / "model.keras")
-    shape = (source.image.height, source.image.width, source.image.channels)
+    shape = source.image.shape
     answers = []
     for name, split in (("calibration", held_out), ("test", test)):
         images = np.lib.format.open_memmap(

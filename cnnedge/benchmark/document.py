@@ -82,7 +82,7 @@ def model_document(found: Measured, suite: Suite, peaks: Peaks | None) -> dict[s
             row["duty_cycle"]["idle_s"] = suite.idle_seconds
     max_drop = manifest.max_drop if suite.max_drop is None else suite.max_drop
     layers, _ = graphs(found.collected[0].contestant)
-    height, width, channels = (manifest.image.height, manifest.image.width, manifest.image.channels)
+    height, width, channels = manifest.image.shape
     data = None
     if found.answers is not None:
         data = {

@@ -197,7 +197,7 @@ def _target(bundle: Bundle, entry: ModelEntry, test: Split | None) -> Target:
     to_tensor(file, image)  # a broken one is told before anything is measured
     return Target(
         bundle.root.resolve(),
-        (image.height, image.width, image.channels),
+        image.shape,
         image.to_dict(),
         bundle.manifest.labels,
         file.resolve(),

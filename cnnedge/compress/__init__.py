@@ -116,7 +116,7 @@ def compress(
     require_keras_file(out)
     require_writable(out, saved.state)
     image = note.image
-    shape = (image.height, image.width, image.channels)
+    shape = image.shape
     channels = map_channels(model, shape)
     require_channels(channels, model.name)
     everything = np.ones(channels.units, bool)

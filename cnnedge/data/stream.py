@@ -81,7 +81,7 @@ class Stream:
         self._batch_size = batch_size
         self._seed = seed
         self._augmented = augmented
-        self._shape = (contract.height, contract.width, contract.channels)
+        self._shape = contract.shape
         self._error: CnnEdgeError | None = None
         self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
         self._pixels: np.ndarray | None = None

@@ -271,7 +271,7 @@ def _trtexec(
         variant.file,
         plan,
         options,
-        (image.height, image.width, image.channels),
+        image.shape,
         timing_cache=None if cache is None else cache["file"],
     )
 

@@ -179,7 +179,7 @@ def _fixed_input(model: Any, image: ImageContract) -> Any:
             "this model has its resize inside already", fix="start from the bundle's own .onnx"
         )
     inputs = [value for value in graph.inputs if value.name not in graph.initializers]
-    wanted = (image.height, image.width, image.channels)
+    wanted = image.shape
     takes = ", ".join(
         f"{v.dtype.name.lower() if v.dtype is not None else '?'} {v.shape}" for v in inputs
     )

@@ -105,7 +105,7 @@ def timer(source: Source, images: np.ndarray | None) -> Callable[[Any], Timing]:
     def measure(network: Any) -> Timing:
         exported = replace(source, model=network).to_onnx().model
         graph = serialize(exported if images is None else _int8(exported, images))
-        size = (1, source.image.height, source.image.width, source.image.channels)
+        size = (1, *source.image.shape)
         image = np.zeros(size, np.uint8) if images is None else images[:1]
         seconds = time_in_turn({"network": _session(graph, image)}, 2 * SECONDS)["network"]
         by_node = profile(graph, image)

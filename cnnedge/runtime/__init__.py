@@ -124,7 +124,7 @@ class Classifier:
         An array uint8 ``[N, H, W, C]`` that has the contract's size already goes straight to the
         runtime.
         """
-        size = (self.image.height, self.image.width, self.image.channels)
+        size = self.image.shape
         if not len(images):
             raise ImageError("no image was given", fix="give one image or more")
         if (

@@ -79,11 +79,10 @@ def open_variant(bundle: Bundle, variant: Variant, settings: RunSettings | None 
         return backend.open_session(path, threads=settings.threads)
     from cnnedge.backends.onnxruntime_gpu import GpuSettings, open_gpu_session
 
-    image = bundle.manifest.image
     cache = None if settings.cache is None else settings.cache / variant.sha256[:16]
     chosen = GpuSettings(
         precision=variant.precision,
-        image=(image.height, image.width, image.channels),
+        image=bundle.manifest.image.shape,
         max_batch=settings.max_batch,
         graphs=settings.graphs,
         cache=cache,

@@ -96,7 +96,7 @@ def check_contract(facts: ModelFacts, about: About, where: str) -> None:
         ModelError: it is not; the message names what differs.
     """
     image = about.image
-    size: tuple[int | None, ...] = (image.height, image.width, image.channels)
+    size: tuple[int | None, ...] = image.shape
     if about.any_size:
         size = (None, None, image.channels)
     if facts.input.dtype not in {"uint8", "float32"} or facts.input.shape[1:] != size:
