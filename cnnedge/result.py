@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,17 +72,26 @@ class Measurement:
         samples: Seconds, one per call, in the order they were taken.
         images: Images per call.
         gpu: The same calls by part, where they ran on a GPU that tells.
+        block: How many calls ran in a row before somebody else's turn; None: all of them.
     """
 
     name: str
     samples: tuple[float, ...]
     images: int = 1
     gpu: tuple[GpuTimes, ...] = ()
+    block: int | None = None
 
     @property
     def median(self) -> float:
         """The median in seconds."""
         return float(np.median(self.samples))
+
+    @property
+    def blocks(self) -> tuple[tuple[float, ...], ...]:
+        """The samples by block: what an interval resamples, for calls within one are alike."""
+        size = self.block or max(1, len(self.samples))
+        starts = range(0, len(self.samples), size)
+        return tuple(self.samples[start : start + size] for start in starts)
 
     def percentile(self, percent: int) -> float | None:
         """Return a percentile in seconds, or None where the samples are too few to quote it."""
@@ -108,6 +117,7 @@ class Measurement:
             "p90_ms": _ms(self.percentile(90)),
             "p99_ms": _ms(self.percentile(99)),
             "samples_ms": [_ms(s) for s in self.samples],
+            "block": self.block,
         } | ({"gpu": on_gpu} if on_gpu else {})
 
 
@@ -220,22 +230,21 @@ class Recommendation:
 
 
 def recommend(
-    precision: str, own: Sequence[float] | None, sibling: Sequence[float] | None, lacks: str | None
+    precision: str, speed: tuple[float, float, float] | None, lacks: str | None
 ) -> Recommendation:
     """Apply the speed gate.
 
     Args:
         precision: The variant's: "fp32", "fp16", "int8" …
-        own: Its latencies, seconds, measured interleaved with the sibling's; None where it was not
-            measured on this machine.
-        sibling: The FP32 variant's.
+        speed: How many times faster than FP32 it is, both measured in turns, and the ratio's 95 %
+            interval; None where it was not measured on this machine.
         lacks: What this machine lacks for the precision to be fast, in words, or None.
     """
     if precision == "fp32":
         return Recommendation(True, "what the others are held against")
-    if own is None or sibling is None:
+    if speed is None:
         return Recommendation(False, "written for other runtimes: not measured on this machine")
-    ratio, low, high = ratio_interval(own, sibling)
+    ratio, low, high = speed
     measured = f"{ratio:.2f}× the speed of fp32 [{low:.2f}, {high:.2f}]"
     if ratio >= SPEED_GATE and low > 1.0:
         return Recommendation(True, measured, "fp32", ratio, (low, high))
@@ -349,21 +358,6 @@ def _parts(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
     """Yield the arrays some thousand rows at a time; they may be larger than the memory."""
     for start in range(0, max(1, len(arrays[0])), 4096):
         yield tuple(array[start : start + 4096] for array in arrays)
-
-
-def ratio_interval(
-    ours: Sequence[float], theirs: Sequence[float], *, seed: int = 0, rounds: int = 1000
-) -> tuple[float, float, float]:
-    """Return ``median(theirs) / median(ours)`` of interleaved samples and its 95 % bootstrap.
-
-    Pairs are resampled together, since drift of the machine moves both of a pair.
-    """
-    a, b = np.asarray(ours), np.asarray(theirs)
-    n = min(len(a), len(b))
-    picks = np.random.default_rng(seed).integers(0, n, (rounds, n))
-    ratios = np.median(b[picks], axis=1) / np.median(a[picks], axis=1)
-    low, high = np.percentile(ratios, [2.5, 97.5])
-    return float(np.median(b) / np.median(a)), float(low), float(high)
 
 
 def _ms(seconds: float | None) -> float | None:

@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 from contest import Entrant, answer, attempt, hold, latency, quantized, result_of, tell, time_round
 
+from cnnedge.benchmark.statistics import paired_ratio
 from cnnedge.machine import this_machine, tool_versions
-from cnnedge.result import compare, ratio_interval
+from cnnedge.result import compare
 
 SLOWER = 1.05  # than the fastest peer's INT8 is still as fast
 FEWEST = {"rounds": 5, "repeats": 3}  # that settle anything
@@ -120,12 +121,12 @@ def goals(
         }
     ]
     # A process is faster or slower for its whole life, so that a round is one observation.
-    rounds = {name: [float(np.median(taken)) for taken in samples[name]] for name in samples}
+    rounds = {name: [[taken] for taken in samples[name]] for name in samples}
     fastest = min(peers, key=lambda name: rows[name]["median_ms"])
     mine = [name for name in (ours, f"{ours}-openvino") if name in samples]
     quickest = min(mine, key=lambda name: rows[name]["median_ms"])
     for name in mine:
-        ratio, low, high = ratio_interval(rounds[fastest], rounds[name])
+        ratio, low, high = paired_ratio(rounds[fastest], rounds[name])
         found.append(
             {
                 "goal": f"latency at most {SLOWER} × the fastest peer's INT8 ({title(fastest)})",

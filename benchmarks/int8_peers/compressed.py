@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from contest import Entrant, answer, attempt, hold, latency, quantized, result_of, tell, time_round
 
+from cnnedge.benchmark.statistics import paired_ratio
 from cnnedge.machine import this_machine, tool_versions
-from cnnedge.result import compare, ratio_interval
+from cnnedge.result import compare
 
 MAX_DROP = 0.5  # points of top-1
 # Times: smaller than FP32, faster than the fastest peer's INT8, faster than Keras. The sizes are
@@ -117,7 +118,7 @@ def goals(
     low, high = accuracy["drop_interval_points"]
     ratio = rows["ort-fp32"]["bytes"] / rows[OURS]["bytes"]
     # A process is faster or slower for its whole life, so that a round is one observation.
-    rounds = {name: [float(np.median(taken)) for taken in samples[name]] for name in samples}
+    rounds = {name: [[taken] for taken in samples[name]] for name in samples}
     fastest = min(peers, key=lambda name: rows[name]["median_ms"])
     found: list[dict[str, Any]] = [
         {
@@ -137,7 +138,7 @@ def goals(
         (fastest, than_peer, f"the fastest peer's INT8 of the original ({TITLES[fastest]})"),
         ("keras", than_keras, "Keras"),
     ):
-        times, low, high = ratio_interval(rounds[OURS], rounds[rival])
+        times, low, high = paired_ratio(rounds[OURS], rounds[rival])
         found.append(
             {
                 "goal": f"latency at least {least}× better than {what}",

@@ -24,7 +24,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -40,12 +40,13 @@ from images import DATA, NETWORK, QUALITY, SIDE, make_bundle, make_images, tell
 from tables import check, section, write
 
 from cnnedge.backends.onnxruntime import open_session
-from cnnedge.benchmark.interleaved import BLOCK, measure_interleaved
+from cnnedge.benchmark.interleaved import measure_interleaved
+from cnnedge.benchmark.statistics import paired_ratio
 from cnnedge.bundle import Bundle
 from cnnedge.graph.resize import put_resize
 from cnnedge.image import ImageContract, decode, fit, to_tensor
 from cnnedge.machine import this_machine, tool_versions
-from cnnedge.result import compare, ratio_interval
+from cnnedge.result import compare
 
 REFERENCE = "Pillow `BILINEAR` (reference)"
 DRAFT = "cnnedge on the file: JPEG decoded at a half, then `BILINEAR`"
@@ -187,22 +188,13 @@ def measure_time(seconds: float) -> list[dict[str, Any]]:
                 calls[name] = partial(resize, pixels)
         taken = measure_interleaved(calls, seconds=seconds)
         for measurement in taken:
-            ours, pillow = (_blocks(m.samples) for m in (measurement, taken[0]))
-            ratio, low, high = ratio_interval(ours, pillow)
+            ratio, low, high = paired_ratio([measurement.blocks], [taken[0].blocks])
             rows.append(
                 {"source": list(size), "target": TARGETS[0]}
                 | measurement.to_dict()
                 | {"speed_of_pillow": {"ratio": ratio, "interval": [low, high]}}
             )
     return rows
-
-
-def _blocks(samples: Sequence[float]) -> np.ndarray:
-    """Return each block's median: calls of one block are alike, and an interval over them is not.
-
-    Resampled one by one they would pass for many more independent ones than there are.
-    """
-    return np.median(np.reshape(samples, (-1, BLOCK)), axis=1)
 
 
 def _opencv() -> dict[str, str]:

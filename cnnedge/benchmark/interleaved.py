@@ -14,12 +14,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cnnedge.benchmark.environment import lacking
+from cnnedge.benchmark.statistics import paired_ratio
 from cnnedge.machine import this_machine
 from cnnedge.progress import Progress, silent
-from cnnedge.result import GpuTimes, Measurement, Recommendation, ratio_interval, recommend
+from cnnedge.result import GpuTimes, Measurement, Recommendation, recommend
 
 WARM_UP_SECONDS = 0.5
-FEWEST_ROUNDS = 3  # blocks of each contestant, however long they take
+# Blocks of each contestant, however long they take: of fewer, an interval covers too little.
+FEWEST_ROUNDS = 5
 BLOCK = 20  # counted calls in a block
 SETTLE = 3  # calls before them that are not, at least
 SETTLE_SECONDS = 0.1  # and for so long: the others' threads were seen to spin for 40 to 100 ms
@@ -44,14 +46,17 @@ class Benchmark:
 
     def speed_up(self, name: str) -> tuple[float, float, float]:
         """Return how many times faster than the baseline, and the ratio's 95 % interval."""
-        samples = {m.name: m.samples for m in self.measurements}
-        return ratio_interval(samples[name], samples[self.baseline])
+        return self._speed(name, self.baseline)
 
     def recommend(self, name: str, precision: str) -> Recommendation:
         """Apply the speed gate to a variant of this bundle, measured here or not."""
-        samples = {m.name: m.samples for m in self.measurements}
-        lacks = lacking(precision, this_machine())
-        return recommend(precision, samples.get(name), samples.get("fp32"), lacks)
+        measured = {m.name for m in self.measurements}
+        speed = self._speed(name, "fp32") if {name, "fp32"} <= measured else None
+        return recommend(precision, speed, lacking(precision, this_machine()))
+
+    def _speed(self, name: str, against: str) -> tuple[float, float, float]:
+        blocks = {m.name: [m.blocks] for m in self.measurements}  # of one round: this process
+        return paired_ratio(blocks[name], blocks[against])
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON-able data, raw samples included."""
@@ -113,5 +118,6 @@ def measure_interleaved(
         rounds += 1
         progress("benchmark", rounds, most_rounds)
     return [
-        Measurement(name, tuple(taken), gpu=tuple(on_gpu[name])) for name, taken in samples.items()
+        Measurement(name, tuple(taken), gpu=tuple(on_gpu[name]), block=BLOCK)
+        for name, taken in samples.items()
     ]

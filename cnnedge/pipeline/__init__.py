@@ -396,5 +396,6 @@ def _test_split(source: Source, recipe: Recipe) -> Split:
 
 def _summary(measurement: Measurement) -> dict[str, Any]:
     summary = measurement.to_dict()
-    del summary["samples_ms"], summary["name"]  # the raw samples are in the report
+    for raw in ("samples_ms", "block", "name"):  # the raw samples are in the report
+        del summary[raw]
     return summary

@@ -42,8 +42,8 @@ def test_contestants_take_turns_in_blocks_after_the_warm_up():
     settle = {"a": math.ceil(SETTLE_SECONDS * 128), "b": SETTLE}  # for so long, and so often
     one_round = ["a"] * (settle["a"] + BLOCK) + ["b"] * (settle["b"] + BLOCK)
     seconds = one_round.count("a") / 128 + one_round.count("b") / 8
-    a, b = measure_interleaved(contestants, seconds=4 * seconds, clock=clock)
-    rounds = 4
+    rounds = FEWEST_ROUNDS + 1
+    a, b = measure_interleaved(contestants, seconds=rounds * seconds, clock=clock)
     assert len(a.samples) == len(b.samples) == rounds * BLOCK
     tail = clock.calls[-rounds * len(one_round) :]
     assert tail == one_round * rounds
