@@ -1,15 +1,16 @@
-"""A folder of class sub-folders, with or without ``train/`` and ``val/`` or ``test/``."""
+"""A folder of class sub-folders, or of splits such as ``train/`` and ``test/`` that hold them."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from cnnedge.data.findings import Finding, find
+from cnnedge.data.layout import find_layout, labelled
 from cnnedge.data.split import Dataset, Split, stratified
+from cnnedge.data.tree import Tree, scan
 from cnnedge.errors import DataError
 from cnnedge.progress import Progress, silent
 
@@ -21,9 +22,9 @@ CALIBRATION_SHARE = 0.1  # of train, where the test split is given
 def open_folder(root: Path, seed: int, progress: Progress = silent) -> Dataset:
     """Open a folder of images, one sub-folder for each class.
 
-    With ``train/`` and ``test/`` (or ``val/``) inside, the latter is the test split and the
-    calibration split is cut from the former; else all three are cut from the whole, stratified.
-    Where there are both, ``val/`` is left alone, and said so in ``skipped``.
+    With ``train/`` and ``test/`` (or ``val/``; see `layout` for the usual names) inside, the latter
+    is the test split and the calibration split is cut from the former; else all three are cut from
+    the whole, stratified. Where there are both, ``val/`` is left alone, and said so in ``skipped``.
     Broken files are left out and named in ``skipped``, and so is a test image whose very content
     is among the training images. What was found of each file of a large folder is kept, so that
     only new and changed ones are read the next time; see `findings`.
@@ -34,40 +35,32 @@ def open_folder(root: Path, seed: int, progress: Progress = silent) -> Dataset:
         progress: Told how many files are looked at.
 
     Raises:
-        DataError: no such folder, fewer than two classes, or too few images of one.
+        DataError: no such folder, one that cannot be read, fewer than two classes, too few images
+            of one, or folders that may be splits or classes.
     """
     if not root.is_dir():
         raise DataError(
             f"there is no folder {root}", fix="give digits, signs, signs:N or a folder of classes"
         )
-    train = root / "train"
-    # A test/ without class folders is a competition's: its answers are not given.
-    given = [root / name for name in ("test", "val") if _classes(root / name)]
-    held_out = given[0] if given and train.is_dir() else None
-    divided = held_out is not None
-    learning = train if divided or (_classes(root) == ["train"] and _classes(train)) else root
-    labels = _classes(learning)
+    layout = find_layout(scan(root, EXTENSIONS))
+    learning, held_out = layout.train.path, None if layout.test is None else layout.test.path
+    classes = labelled(layout.train)
+    labels = tuple(classes)
     if len(labels) < 2:
         raise DataError(
             f"{learning} holds {len(labels)} class folder(s) with images, a classifier needs two",
             fix="make one sub-folder for each class",
         )
-    listed = _candidates(learning, labels)
-    tested = [] if held_out is None else _candidates(held_out, labels)
-    if held_out is not None:
-        strangers = sorted(set(_classes(held_out)) - set(labels))
-        if strangers:
-            raise DataError(
-                f"{held_out} has classes that {learning} lacks: {', '.join(strangers[:5])}",
-                fix="give both the same class folders",
-            )
+    listed = _candidates(classes, labels)
+    tested = [] if layout.test is None else _candidates(labelled(layout.test), labels)
     found = find(root, [path for path, _ in listed + tested], progress)
     skipped: list[str] = []
     paths, targets, digests = _images(listed, found, skipped)
     known = dict(zip(digests, range(len(digests)), strict=True))
-    _require_images(targets, labels, 2 if divided else 3, learning)
+    _require_images(targets, labels, 3 if held_out is None else 2, learning)
+    why = f"only {learning} holds classes" if held_out is None else f"{held_out} is the test split"
+    skipped += [f"{tree.path}: {why}" for tree in layout.unused]
     if held_out is not None:
-        skipped += [f"{unused}: {held_out} is the test split" for unused in given[1:]]
         test_paths, test_targets, test_digests = _images(tested, found, skipped)
         fresh = [i for i, digest in enumerate(test_digests) if digest not in known]
         for i in sorted(set(range(len(test_paths))) - set(fresh)):
@@ -85,7 +78,7 @@ def open_folder(root: Path, seed: int, progress: Progress = silent) -> Dataset:
     return Dataset(
         root.resolve().name,
         str(root),
-        tuple(labels),
+        labels,
         _split("train", paths, targets, digests, train_at),
         _split("calibration", paths, targets, digests, calibration_at),
         test,
@@ -103,33 +96,9 @@ def _split(
     return Split(name, [paths[i] for i in at], targets[at], [digests[i] for i in at])
 
 
-def _classes(folder: Path) -> list[str]:
-    """Return the names of the sub-folders that hold an image, sorted; none if it is no folder."""
-    if not folder.is_dir():
-        return []
-    try:
-        found = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
-    except OSError as error:
-        raise DataError(
-            f"cannot read {folder} ({error.strerror})", fix="check its permissions"
-        ) from error
-    here = folder.resolve()  # a link to where it lies, or above, is no class
-    found = [p for p in found if not (p.is_symlink() and here.is_relative_to(p.resolve()))]
-    return sorted(p.name for p in found if next(_files(p), None) is not None)
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """Yield the image files under a class folder; links to folders in it are not followed."""
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS:
-                yield Path(parent) / name
-
-
-def _candidates(folder: Path, labels: list[str]) -> list[tuple[Path, int]]:
+def _candidates(classes: Mapping[str, Tree], labels: Sequence[str]) -> list[tuple[Path, int]]:
     """Return the files of each class and their classes."""
-    return [(p, t) for t, label in enumerate(labels) for p in sorted(_files(folder / label))]
+    return [(path, t) for t, label in enumerate(labels) for path in classes[label].files()]
 
 
 def _images(
@@ -155,7 +124,7 @@ def _images(
     return paths, np.array(targets, np.int64), digests
 
 
-def _require_images(targets: np.ndarray, labels: list[str], fewest: int, folder: Path) -> None:
+def _require_images(targets: np.ndarray, labels: Sequence[str], fewest: int, folder: Path) -> None:
     counts = np.bincount(targets, minlength=len(labels))
     if counts.min() < fewest:
         label, count = labels[int(counts.argmin())], int(counts.min())
