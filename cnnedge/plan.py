@@ -19,11 +19,24 @@ FOLDER = "engines"
 PlanRuntime = Literal["tensorrt", "rtx"]
 RUNTIMES = ("tensorrt", "rtx")
 TITLES = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
+# Why nothing builds or picks a precision by itself.
+_EXPERIMENTAL = {
+    # Support matrices of 1.0 to 1.5: INT8 as weight-only GEMM alone. Read back from plans of 1.7.1:
+    # convolutions with a scale for each channel write FP32, and a second kernel quantizes again.
+    ("rtx", "int8"): (
+        "outside NVIDIA's support matrix for TensorRT-RTX (no INT8 convolutions), and never timed"
+    ),
+}
 # From here on plans marked as hardware-compatible run (TensorRT's AMPERE_PLUS).
 _AMPERE = (8, 0)
 # And from here on those of TensorRT-RTX for which no GPU was named:
 # https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html
 PORTABLE = "8.6"
+
+
+def experimental(runtime: str, precision: str) -> str | None:
+    """Return why plans of a precision are not picked by themselves; None: they are."""
+    return _EXPERIMENTAL.get((runtime, precision))
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,9 @@ class Bound:
             values=self.bound,
         )
 
+    def run(self, outputs, feed, options):
+        return self.session.run(outputs, feed)
+
     def run_with_iobinding(self, binding, options):
         self.runs.append((binding.values["in"].data_ptr(), options))
         feed = {"image": binding.values["in"].numpy()}

@@ -30,7 +30,8 @@ PROVIDERS = {
     "ort-tensorrt": "TensorrtExecutionProvider",
     "ort-rtx": "NvTensorRTRTXExecutionProvider",
 }
-_MOST_BINDINGS = 8  # batch sizes whose buffers and graph are kept
+_MOST_BINDINGS = 8  # batch sizes that keep buffers and a graph; an app uses one or two
+_NO_GRAPH = "-1"  # the id under which the CUDA provider captures and replays nothing
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class GpuSettings:
         precision: The variant's: TensorRT has to be told which types its kernels may have.
         image: Height, width and channels of the input.
         max_batch: The largest batch that TensorRT's engine is built for.
-        graphs: Whether calls replay a CUDA graph.
+        graphs: Whether calls replay a CUDA graph, where the provider tells those of several batch
+            sizes apart, or there is one size alone.
         cache: A folder for engines, kernel timings and compiled kernels, which nobody else can
             write: they are executable content. None: everything is built at every start.
     """
@@ -55,7 +57,11 @@ class GpuSettings:
 
 @dataclass
 class _Binding:
-    """The buffers of one batch size, on the GPU, and the graph that holds their addresses."""
+    """The buffers of one batch size, on the GPU, and the graph that holds their addresses.
+
+    A captured graph reads and writes those very addresses, and ONNX Runtime has no call that
+    forgets one. So a binding is never given up, and its graph's id never serves another.
+    """
 
     binding: Any
     image: Any
@@ -66,13 +72,19 @@ class _Binding:
 class GpuSession:
     """A model that ONNX Runtime runs on a GPU; callable from many threads, which take turns.
 
+    The first eight batch sizes keep their buffers, and replay a CUDA graph where that is asked for;
+    others are copied at each call. A batch beyond ``largest`` is run in parts.
+
     Attributes:
         provider: The provider that really runs it.
     """
 
-    def __init__(self, session: Any, provider: str, *, bound: bool, graphs: bool) -> None:
+    def __init__(
+        self, session: Any, provider: str, *, bound: bool, graphs: bool, largest: int | None = None
+    ) -> None:
         self.provider = provider
         self._session, self._bound, self._graphs = session, bound, graphs
+        self._largest = largest
         (image,), (answers,) = session.get_inputs(), session.get_outputs()
         self._input, self._output, self._classes = image.name, answers.name, answers.shape[-1]
         self._dtype = np.uint8 if "uint8" in image.type else np.float32
@@ -91,32 +103,47 @@ class GpuSession:
                 f"the model takes {np.dtype(self._dtype)} N×{'×'.join(map(str, self._size))}, "
                 f"not {batch.dtype} {'×'.join(map(str, batch.shape))}"
             )
+        size = self._largest or len(batch)
+        answers = np.empty((len(batch), self._classes), np.float32)
         with self._lock:
             try:
-                if not self._bound:
-                    return self._session.run([self._output], {self._input: batch})[0]
-                bound = self._bindings.get(len(batch)) or self._bind(len(batch))
-                bound.image.update_inplace(np.ascontiguousarray(batch))
-                self._session.run_with_iobinding(bound.binding, bound.options)
-                return bound.answers.numpy()
+                for start in range(0, len(batch), size):
+                    part = slice(start, start + size)
+                    answers[part] = self._run(batch[part])
             except Exception as error:  # ORT's exceptions share no public base
                 raise BackendError(f"{self.provider} cannot run: {first_line(error)}") from error
+        return answers
+
+    def _run(self, batch: np.ndarray) -> np.ndarray:
+        """Run what one call of the provider takes. The lock is held."""
+        bound = self._bindings.get(len(batch))
+        if bound is None and self._bound and len(self._bindings) < _MOST_BINDINGS:
+            bound = self._bindings[len(batch)] = self._bind(len(batch))
+        if bound is None:
+            # Without an id the provider would capture a graph that holds this call's own memory.
+            options = _run_options(_NO_GRAPH) if self._bound else None
+            return self._session.run([self._output], {self._input: batch}, options)[0]
+        bound.image.update_inplace(np.ascontiguousarray(batch))
+        self._session.run_with_iobinding(bound.binding, bound.options)
+        return bound.answers.numpy()
 
     def _bind(self, batch: int) -> _Binding:
-        """Put a batch size's buffers on the GPU, where they stay."""
-        if len(self._bindings) >= _MOST_BINDINGS:
-            self._bindings.pop(next(iter(self._bindings)))
+        """Put a batch size's buffers on the GPU, where they stay as long as the session does."""
         make = ort.OrtValue.ortvalue_from_shape_and_type
         image = make((batch, *self._size), self._dtype, "cuda", 0)
         answers = make((batch, self._classes), np.float32, "cuda", 0)
         binding = self._session.io_binding()
         binding.bind_ortvalue_input(self._input, image)
         binding.bind_ortvalue_output(self._output, answers)
-        options = ort.RunOptions()
-        # A captured graph is found again by its number; -1 runs without one.
-        options.add_run_config_entry("gpu_graph_id", str(batch) if self._graphs else "-1")
-        self._bindings[batch] = _Binding(binding, image, answers, options)
-        return self._bindings[batch]
+        # A captured graph is found again by its id, which is this batch size's alone.
+        options = _run_options(str(batch) if self._graphs else _NO_GRAPH)
+        return _Binding(binding, image, answers, options)
+
+
+def _run_options(graph_id: str) -> Any:
+    options = ort.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", graph_id)
+    return options
 
 
 def open_gpu_session(model: Path, runtime: GpuRuntime, settings: GpuSettings) -> GpuSession:
@@ -161,7 +188,13 @@ def open_gpu_session(model: Path, runtime: GpuRuntime, settings: GpuSettings) ->
     # A plugin's memory is not to be had through ONNX Runtime's "cuda" allocator, which a build for
     # CPUs lacks: it copies by itself, and replays no graph, which needs fixed addresses.
     bound = runtime != "ort-rtx"
-    return GpuSession(session, provider, bound=bound, graphs=settings.graphs and bound)
+    return GpuSession(
+        session,
+        provider,
+        bound=bound,
+        graphs=settings.graphs and runtime == "cuda",  # others know no graph ids
+        largest=None if runtime == "cuda" else settings.max_batch,
+    )
 
 
 def _cause(said: str) -> str | None:
@@ -256,7 +289,9 @@ def tensorrt_options(settings: GpuSettings) -> Mapping[str, str]:
         "trt_profile_max_shapes": largest,
         "trt_fp16_enable": _flag(settings.precision in {"fp16", "int8"}),
         "trt_int8_enable": _flag(settings.precision == "int8"),
-        "trt_cuda_graph_enable": _flag(settings.graphs),
+        # It keeps one graph for all batch sizes, whatever id a call bears (onnxruntime pull request
+        # 16081, issue 20050): a second size would be answered from the first one's buffers.
+        "trt_cuda_graph_enable": _flag(settings.graphs and settings.max_batch == 1),
     }
     if settings.cache is not None:
         folder = str(settings.cache)

@@ -276,7 +276,9 @@ def export_command(
     type=click.Choice(["tensorrt", "rtx"]),
     help="TensorRT, for the GPU of this machine; or TensorRT-RTX, for RTX GPUs from anywhere.",
 )
-@click.option("--variant", "variants", help="Of fp32,fp16,int8-trt. [int8-trt,fp16]")
+@click.option(
+    "--variant", "variants", help="Of fp32,fp16,int8-trt. [tensorrt: int8-trt,fp16; rtx: fp16]"
+)
 @click.option("--max-batch", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--sm", help="Compute capabilities such as 8.9,12.0. [rtx: 8.6 and later]")
 @click.option("--workspace", help="Scratch memory that a layer may take, such as 512M. [no limit]")

@@ -89,6 +89,8 @@ def show_bundle(bundle: Any) -> None:
 
 def show_engines(bundle: Any, built: Any) -> None:
     """Show plans fresh from the builder, as they were read back."""
+    from cnnedge.plan import experimental
+
     rows = []
     for engine in built:
         note, found = engine.note, engine.report
@@ -117,6 +119,9 @@ def show_engines(bundle: Any, built: Any) -> None:
             click.echo(f"{note.variant}: and {left} more")
         if engine.failed:
             continue
+        doubt = experimental(note.runtime, note.precision)
+        if doubt is not None:
+            click.echo(f"{note.variant}: {doubt}; `load` takes any other first")
         if note.replay is None:
             click.echo(
                 f"{note.variant}: not run: no such GPU here; on the device, "

@@ -16,7 +16,15 @@ from cnnedge.bundle import Bundle, Variant, open_bundle, put_engine, require_fol
 from cnnedge.engine.trtexec import trtexec_line
 from cnnedge.errors import BackendError, BundleError, GateError, MissingExtraError
 from cnnedge.machine import tool_versions
-from cnnedge.plan import FOLDER, TITLES, PlanNote, PlanOptions, plan_file, takes_gpu
+from cnnedge.plan import (
+    FOLDER,
+    TITLES,
+    PlanNote,
+    PlanOptions,
+    experimental,
+    plan_file,
+    takes_gpu,
+)
 from cnnedge.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -27,7 +35,8 @@ if TYPE_CHECKING:
     from cnnedge.engine.check import EngineReport
 
 # What is built unless variants are named: what one would deploy. FP32 is for comparison.
-DEPLOYED = ("int8-trt", "fp16")
+# What plans are built of, where nothing is named.
+DEPLOYED = {"tensorrt": ("int8-trt", "fp16"), "rtx": ("fp16",)}
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,7 @@ class BuiltEngine:
     Attributes:
         note: The plan's note, as it stands beside it.
         report: What was read back from the engine.
-        warnings: What the builder warned of.
+        warnings: What the builder warned of, and why such a plan is not picked by itself.
     """
 
     note: PlanNote
@@ -73,8 +82,8 @@ def build_engines(
         path: The bundle.
         runtime: "tensorrt" or "rtx".
         options: How; None: a static plan for batch 1 with a second profile up to 8.
-        variants: Which; None: INT8 for TensorRT and FP16, of those that the bundle has and whose
-            gate did not fail, else FP32.
+        variants: Which; None: INT8 (for TensorRT alone) and FP16, of those that the bundle has and
+            whose gate did not fail, else FP32.
         progress: Told how many are done.
 
     Raises:
@@ -88,7 +97,7 @@ def build_engines(
     options = options or PlanOptions()
     bundle = open_bundle(path)
     require_folder(bundle, "building engines")
-    chosen = choose_variants(bundle, variants)
+    chosen = choose_variants(bundle, runtime, variants)
     library = open_library(runtime)
     try:
         gpu = open_gpu()
@@ -105,7 +114,7 @@ def build_engines(
     return built
 
 
-def choose_variants(bundle: Bundle, names: Sequence[str] | None) -> list[Variant]:
+def choose_variants(bundle: Bundle, runtime: str, names: Sequence[str] | None) -> list[Variant]:
     """Return the variants that plans are to be built of.
 
     Raises:
@@ -122,7 +131,9 @@ def choose_variants(bundle: Bundle, names: Sequence[str] | None) -> list[Variant
                 )
         return chosen
     fit = [v for v in manifest.variants if v.target != "cpu" and v.verified]
-    chosen = [v for v in fit if v.name in DEPLOYED] or fit
+    chosen = [v for v in fit if v.name in DEPLOYED[runtime]] or [
+        v for v in fit if experimental(runtime, v.precision) is None
+    ]
     if not chosen:
         raise BundleError(
             f"no verified variant of {bundle.origin} is for TensorRT",
@@ -145,7 +156,7 @@ def trtexec_lines(
     options = options or PlanOptions()
     bundle = open_bundle(path)
     lines = []
-    for variant in choose_variants(bundle, variants):
+    for variant in choose_variants(bundle, runtime, variants):
         plan = plan_file(variant.name, runtime, options.compute_capabilities)
         lines.append(_trtexec(bundle, variant, runtime, plan, options, None))
     return lines
@@ -182,7 +193,8 @@ def _build(
     note = _note(bundle, variant, library, options, gpu, built, report)
     if gpu is not None and takes_gpu(note, gpu.facts.compute_capability):
         note = replace(note, replay=_replay(bundle, variant, library, gpu, built, options))
-    engine = BuiltEngine(note, report, built.warnings)
+    doubt = experimental(library.runtime, variant.precision)
+    engine = BuiltEngine(note, report, (*([doubt] if doubt else []), *built.warnings))
     if not engine.failed:
         bundle = put_engine(bundle, note, built.plan, built.timing_cache)
     return engine, bundle

@@ -13,7 +13,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from cnnedge.backends.tensorrt.layers import EngineDescription, EngineLayer, EngineTensor
+from cnnedge.backends.tensorrt.layers import (
+    UNKNOWN,
+    EngineDescription,
+    EngineLayer,
+    EngineTensor,
+)
 from cnnedge.graph.edit import constant
 from cnnedge.graph.precision import WeightedLayer, shares, weighted_layers
 
@@ -28,9 +33,9 @@ class Fusion:
     Attributes:
         convolution: The convolution's node.
         activation: The Relu's.
-        where: "one kernel": in the convolution's; "its epilogue": in the kernel that reads its
-            result, which also scales and adds the bias; "requantized": behind a quantizer of the
-            convolution's result; "apart": further on.
+        where: "one kernel": in the convolution's; "a second pass": in the kernel that reads its
+            result, which also scales, adds the bias and quantizes again; "requantized": behind a
+            quantizer of the convolution's result; "apart": further on.
     """
 
     convolution: str
@@ -38,9 +43,9 @@ class Fusion:
     where: str
 
     @property
-    def fused(self) -> bool:
-        """Whether the Relu costs no pass over memory of its own."""
-        return self.where in {"one kernel", "its epilogue"}
+    def accepted(self) -> bool:
+        """Whether the Relu costs no pass over memory beyond those that the data types cost."""
+        return self.where in {"one kernel", "a second pass"}
 
 
 @dataclass(frozen=True)
@@ -177,7 +182,7 @@ def _computed(stored: str, layer: EngineLayer) -> str:
     """Return what a kernel multiplies in: INT8 takes both operands."""
     if stored in _FLOATS or any(t.dtype == stored for t in layer.inputs):
         return stored
-    return next((t.dtype for t in layer.inputs if t.dtype in _FLOATS), "float32")
+    return next((t.dtype for t in layer.inputs if t.dtype in _FLOATS), UNKNOWN)
 
 
 def _compute_type(layer: EngineLayer) -> str:
@@ -205,7 +210,7 @@ def _fusion_violations(fusions: Sequence[Fusion]) -> Iterator[str]:
                 f"{fusion.convolution}: a quantizer stands between it and {fusion.activation}, "
                 "which breaks their fusion"
             )
-        elif not fusion.fused:
+        elif not fusion.accepted:
             yield f"{fusion.convolution}: {fusion.activation} was built as a kernel of its own"
 
 
@@ -244,7 +249,7 @@ def _fusion(
         return Fusion(convolution, activation, "one kernel")
     results = set() if kernel is None else {tensor.name for tensor in kernel.layer.outputs}
     behind = any(results & {tensor.name for tensor in layer.inputs} for layer in homes)
-    return Fusion(convolution, activation, "its epilogue" if behind else "apart")
+    return Fusion(convolution, activation, "a second pass" if behind else "apart")
 
 
 def refusal_causes(model: Any) -> dict[str, str]:

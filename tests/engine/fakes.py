@@ -170,8 +170,8 @@ def fake_module(surface: str, cuda: FakeCuda | None, **behaviour):
         surface: One of `NAMES`.
         cuda: The GPU that it enqueues on; None: the machine has none.
         behaviour: `version`, to be another release; `validity`, a name and diagnostic bits;
-            `contexts`, False: no context can be made; `build_error`, what a build logs and fails
-            with; `description`, the JSON of the engine inspector.
+            `contexts`, False: no context can be made; `runs`, False: none runs; `build_error`, what
+            a build logs and fails with; `description`, the JSON of the engine inspector.
     """
     recorded = json.loads((SURFACES / f"{surface}.json").read_text())
     names = recorded["names"]
@@ -346,11 +346,12 @@ def fake_module(surface: str, cuda: FakeCuda | None, **behaviour):
     class IExecutionContext:
         def __init__(self, engine, settings=None):
             self._engine, self._settings = engine, settings
-            self._shape = self._profile = None
+            self._shape = self._profile = self._index = None
             self._addresses: dict[str, int] = {}
 
         def set_optimization_profile_async(self, index, stream):
-            self._profile = self._engine._head["profiles"][index]
+            self._profile, self._index = self._engine._head["profiles"][index], index
+            self._shape = None
             return True
 
         def set_tensor_address(self, name, address):
@@ -365,6 +366,8 @@ def fake_module(surface: str, cuda: FakeCuda | None, **behaviour):
             return True
 
         def execute_async_v3(self, stream):
+            if behaviour.get("runs") is False:
+                return False
             module.calls.append(("execute", self._shape, self._settings))
             shape, addresses = self._shape, dict(self._addresses)
             engine = self._engine
@@ -384,12 +387,25 @@ def fake_module(surface: str, cuda: FakeCuda | None, **behaviour):
 
     @strict
     class EngineInspector:
+        """Tells types and formats for the profile that its context is set to, and no others'."""
+
         def __init__(self, engine):
-            pass
+            self.execution_context = None
 
         def get_engine_information(self, form):
             assert form.name == "JSON"
-            return behaviour.get("description", '{"Layers": []}')
+            document = json.loads(behaviour.get("description", '{"Layers": []}'))
+            context, shown = self.execution_context, None
+            if context is not None and context._shape is not None:
+                shown = context._index
+            for layer in document.get("Layers", ()):
+                if isinstance(layer, dict) and f" [profile {shown}]" not in layer["Name"]:
+                    if shown == 0 and " [profile " not in layer["Name"]:
+                        continue
+                    for tensor in (*layer.get("Inputs", ()), *layer.get("Outputs", ())):
+                        for key in {"Format/Datatype", "Datatype"} & set(tensor):
+                            tensor[key] = "N/A due to dynamic shapes"
+            return json.dumps(document)
 
     @strict
     class ICudaEngine:
@@ -481,8 +497,12 @@ def fake_module(surface: str, cuda: FakeCuda | None, **behaviour):
     return module
 
 
-def inspector_json(path):
-    """Describe an engine that has every layer of a graph as its graph asks, Relus fused."""
+def inspector_json(path, *, release=10):
+    """Describe an engine that has every layer of a graph as its graph asks, Relus fused.
+
+    In TensorRT 10's words, which differ between convolutions and gemm (the README of
+    samples/sampleEditableTimingCache in release/10.13), or in TensorRT 11's.
+    """
     import onnx_ir as ir
 
     from cnnedge.graph.precision import weighted_layers
@@ -491,19 +511,32 @@ def inspector_json(path):
     relus = {
         node.inputs[0].producer().name: node.name for node in model.graph if node.op_type == "Relu"
     }
+    kinds = {node.name: node.op_type for node in model.graph}
     words = {"float32": "FP32", "float16": "FP16", "int8": "Int8"}
-    layers = [
-        {
-            "Name": f"{layer.name}{suffix}",
-            "LayerType": "CaskConvolution",
-            "Inputs": [{"Name": "x", "Format/Datatype": f"linear {words[layer.computed]} format"}],
-            "Outputs": [],
-            "Weights": {
-                "Type": {"float16": "Half"}.get(layer.stored, layer.stored),
-                "Count": layer.weights,
-            },
-            "Metadata": f"[ONNX Layer: {layer.name}][ONNX Layer: {relus.get(layer.name, '')}]",
+    bare = {"float32": "Float", "float16": "Half", "int8": "Int8"}
+
+    def tensor(name, dtype, *, gemm, size=None):
+        told = bare[dtype] if gemm or release == 11 else f"linear {words[dtype]} format"
+        key = "Datatype" if release == 11 else "Format/Datatype"
+        return {"Name": name, key: told, "Dimensions": [-1] if size is None else [size]}
+
+    def layer_of(layer, suffix):
+        gemm = kinds[layer.name] != "Conv"
+        weights = {
+            "Weights": {"Type": bare[layer.stored], "Count": layer.weights},
         }
+        if gemm:
+            weights = {"Constants": [tensor("w", layer.stored, gemm=True, size=layer.weights)]}
+        return {
+            "Name": f"{layer.name}{suffix}",
+            "LayerType": "gemm" if gemm else "CaskConvolution",
+            "Inputs": [tensor(f"x{suffix}", layer.computed, gemm=gemm)],
+            "Outputs": [],
+            "Metadata": f"[ONNX Layer: {layer.name}][ONNX Layer: {relus.get(layer.name, '')}]",
+        } | weights
+
+    layers = [
+        layer_of(layer, suffix)
         for suffix in ("", " [profile 1]")
         for layer in weighted_layers(model)
     ]

@@ -105,7 +105,8 @@ def test_it_is_loaded_and_answers(planned, digits):
     root, runtime, _ = planned
     classify = cnnedge.load(root, runtime=runtime)
     assert classify.variant == "fp16"
-    assert "lowest precision" in classify.choice.reason
+    expected = "int8-trt, fp16, fp32" if runtime == "tensorrt" else "fp16, fp32, int8-trt"
+    assert classify.choice.reason == f"the first of {expected} that was verified"
     assert classify.provider.startswith("TensorRT")
     on_cpu = cnnedge.load(root, variant="fp16")
     images = [digits.test.items[i] for i in range(10)]
@@ -251,10 +252,17 @@ def test_a_bundle_without_a_selftest_gets_its_plan_all_the_same(machine, bundle_
 
 
 def test_a_gpu_that_does_not_run_its_plan_loses_nobody_the_plan(machine, bundle_copy):
-    machine("tensorrt-11.4", contexts=False)
+    machine("tensorrt-11.4", runs=False)
     (built,) = build_engines(bundle_copy, "tensorrt", variants=["fp16"])
     assert built.note.replay["diverged"] == "runtime"
     assert len(open_bundle(bundle_copy).manifest.engines) == 1
+
+
+def test_a_plan_that_cannot_be_read_back_is_not_kept(machine, bundle_copy):
+    machine("tensorrt-11.4", contexts=False)
+    with pytest.raises(BackendError, match="cannot set up the plan to read it back"):
+        build_engines(bundle_copy, "tensorrt", variants=["fp16"])
+    assert open_bundle(bundle_copy).manifest.engines == ()
 
 
 @pytest.mark.parametrize("killed_at", ["fp16.tensorrt-sm89.json", "manifest.json"])

@@ -105,10 +105,10 @@ def test_it_builds_what_was_asked(rtx, graphs, name, variant):
         assert report.achieved[kind] == pytest.approx(asked[kind], abs=1e-9)
     convolutions = sum(node.op_type == "Conv" for node in model.graph)
     assert len(report.fusions) == convolutions
-    assert all(fusion.fused for fusion in report.fusions)
+    assert all(fusion.accepted for fusion in report.fusions)
     # INT8 kernels with a scale per channel hand FP32 on; their Relu is in the kernel behind them,
     # with bias and the next quantizer (TensorRT-RTX 1.7); float ones have it inside.
-    expected = "its epilogue" if variant == "int8-trt" else "one kernel"
+    expected = "a second pass" if variant == "int8-trt" else "one kernel"
     assert {fusion.where for fusion in report.fusions} == {expected}
     assert [(t["name"], t["mode"], t["dtype"]) for t in report.tensors] == [
         ("image", "input", "uint8"),
@@ -249,11 +249,13 @@ def test_the_command(bundle_copy):
     assert result.exit_code == 0, result.output
     assert "8.6 and later" in result.output
     assert "not run: no such GPU here" in result.output
+    assert "matrix" not in result.output
+    files = [engine.file for engine in open_bundle(bundle_copy).manifest.engines]
+    assert files == ["engines/fp16.rtx.plan"]
+    result = CliRunner().invoke(main, [*arguments, "--variant", "int8-trt"])
+    assert "int8-trt: outside NVIDIA's support matrix for TensorRT-RTX" in result.output
+    assert "in a second pass" in result.output
     bundle = open_bundle(bundle_copy)
-    assert sorted(engine.file for engine in bundle.manifest.engines) == [
-        "engines/fp16.rtx.plan",
-        "engines/int8-trt.rtx.plan",
-    ]
     note = json.loads(bundle.path("engines/int8-trt.rtx.json").read_text())
     assert note["calibration_sha256"] == bundle.manifest.calibration["sha256"]
     assert note["replay"] is None
@@ -270,7 +272,8 @@ def test_the_command(bundle_copy):
 
 def test_a_plan_that_is_not_kept_exits_with_3(bundle_copy):
     arguments = ["engine", str(bundle_copy), "--runtime", "rtx", "--sm", "7.5,8.9"]
-    result = CliRunner().invoke(main, arguments)
+    variants = ["--variant", "fp16,int8-trt"]
+    result = CliRunner().invoke(main, [*arguments, *variants])
     assert result.exit_code == 3
     assert "int8 was asked for, and float16 was built" in result.stderr
     kept = open_bundle(bundle_copy).manifest.engines
@@ -301,7 +304,8 @@ def test_export_builds_engines_too(toy_file, tmp_path):
     arguments = ["export", str(toy_file), "-o", str(tmp_path / "toy"), "--max-drop", "3"]
     result = CliRunner().invoke(main, [*arguments, "--engine", "rtx", "--test-images", "40"])
     assert result.exit_code == 0, result.output
-    assert len(open_bundle(tmp_path / "toy").manifest.engines) == 2
+    engines = open_bundle(tmp_path / "toy").manifest.engines
+    assert [engine.variant for engine in engines] == ["fp16"]
     result = CliRunner().invoke(main, [*arguments, "--engine", "coreml", "--force"])
     assert result.exit_code == 1
     assert "recipe: engines" in result.stderr

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,14 @@ from typing import Any
 from cnnedge.backends.gpu import GpuFacts
 from cnnedge.backends.tensorrt.layers import (
     EngineDescription,
+    EngineLayer,
     EngineTensor,
     read_inspector,
     read_log,
 )
 from cnnedge.backends.tensorrt.library import Library, Messages
 from cnnedge.errors import BackendError
-from cnnedge.plan import PlanOptions
+from cnnedge.plan import PlanOptions, Profile
 
 
 @dataclass(frozen=True)
@@ -149,15 +150,17 @@ def _read_back(
     A plan of TensorRT-RTX may be for other GPUs than this machine's, or than the library knows.
     """
     try:
-        engine = None
         if gpu is not None:
             try:
-                engine = library.deserialize(plan, messages, trust_code=options.version_compatible)
+                trusted = options.version_compatible
+                engine = library.deserialize(plan, messages, trust_code=trusted)
+                description = _inspect(library, engine, options.profiles)
+                weight_bytes = _weight_bytes(library, engine, messages)
             except BackendError:
                 if not (library.builds_without_gpu and messages.layers):
                     raise
-        if engine is not None:
-            return (*_inspect(library, engine), _weight_bytes(library, engine, messages))
+            else:
+                return description, "engine inspector", weight_bytes
         if messages.layers:
             return read_log(messages.layers[-1]), "builder log", messages.weight_bytes
     except (ValueError, KeyError, TypeError) as error:
@@ -171,10 +174,30 @@ def _read_back(
     )
 
 
-def _inspect(library: Library, engine: Any) -> tuple[EngineDescription, str]:
+def _inspect(library: Library, engine: Any, profiles: Sequence[Profile]) -> EngineDescription:
+    """Read an engine's layers, those of each profile with a context that is set to it.
+
+    Without one the inspector tells neither the types nor the formats of tensors whose batch is
+    open: "Otherwise values for dynamic-shape dimensions will be displayed as -1 and format
+    information will not be shown" (NvInferRuntime.h, IEngineInspector::setExecutionContext).
+    """
+    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    modes = {name: engine.get_tensor_mode(name).name.lower() for name in names}
+    (image,) = (name for name in names if modes[name] == "input")
+    size = tuple(engine.get_tensor_shape(image))[1:]
     inspector = engine.create_engine_inspector()
-    text = inspector.get_engine_information(library.module.LayerInformationFormat.JSON)
-    description = read_inspector(text)
+    context = library.bare_context(engine)
+    layers: list[EngineLayer] = []
+    for index, profile in enumerate(profiles):
+        # Queued on the default stream, before anything else is.
+        if not (
+            context.set_optimization_profile_async(index, 0)
+            and context.set_input_shape(image, (profile.typical, *size))
+        ):
+            raise ValueError(f"its profile {index} takes no batch of {profile.typical}")
+        inspector.execution_context = context
+        text = inspector.get_engine_information(library.module.LayerInformationFormat.JSON)
+        layers += [layer for layer in read_inspector(text).layers if layer.profile == index]
     tensors = tuple(
         (
             EngineTensor(
@@ -182,11 +205,11 @@ def _inspect(library: Library, engine: Any) -> tuple[EngineDescription, str]:
                 tuple(engine.get_tensor_shape(name)),
                 str(library.module.nptype(engine.get_tensor_dtype(name)).__name__),
             ),
-            engine.get_tensor_mode(name).name.lower(),
+            modes[name],
         )
-        for name in (engine.get_tensor_name(i) for i in range(engine.num_io_tensors))
+        for name in names
     )
-    return EngineDescription(description.layers, tensors), "engine inspector"
+    return EngineDescription(tuple(layers), tensors)
 
 
 def _weight_bytes(library: Library, engine: Any, messages: Messages) -> int | None:

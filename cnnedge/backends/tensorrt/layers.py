@@ -32,8 +32,11 @@ _IO = re.compile(
 )
 _DTYPES = {
     "float": "float32",
+    "fp32": "float32",
     "half": "float16",
+    "fp16": "float16",
     "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
     "int8": "int8",
     "uint8": "uint8",
     "int32": "int32",
@@ -42,23 +45,15 @@ _DTYPES = {
     "fp8": "float8",
     "bool": "bool",
 }
-# How TensorRT 10's inspector writes them inside a description of the format.
-_IN_WORDS = (
-    ("fp32", "float32"),
-    ("fp16", "float16"),
-    ("bf16", "bfloat16"),
-    ("uint8", "uint8"),
-    ("int8", "int8"),
-    ("int32", "int32"),
-    ("int64", "int64"),
-    ("fp8", "float8"),
-    ("bool", "bool"),
-)
+# TensorRT 10's inspector writes a type by itself ("Half", for gemm and generated kernels) or within
+# a description of the format ("Channel major FP16 format where channel % 8 == 0").
+_IN_WORDS = re.compile(rf"\b({'|'.join(_DTYPES)})\b", re.IGNORECASE)
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
 class EngineTensor:
-    """A tensor of an engine: -1 stands for a dimension that is open."""
+    """A tensor of an engine: -1 stands for a dimension that is open; a type may be "unknown"."""
 
     name: str
     dims: tuple[int, ...]
@@ -196,11 +191,11 @@ def _layer_of_json(layer: dict[str, Any]) -> EngineLayer:
 
 
 def _tensor_of_json(tensor: dict[str, Any]) -> EngineTensor:
-    described = tensor.get("Datatype") or tensor.get("DataType")
-    dtype = (
-        _dtype(described) if described else _dtype_in_words(str(tensor.get("Format/Datatype", "")))
-    )
-    return EngineTensor(str(tensor["Name"]), tuple(tensor.get("Dimensions", ())), dtype)
+    described = next((tensor[key] for key in _TYPE_KEYS if tensor.get(key)), "")
+    return EngineTensor(str(tensor["Name"]), tuple(tensor.get("Dimensions", ())), _dtype(described))
+
+
+_TYPE_KEYS = ("Datatype", "DataType", "Format/Datatype")  # TensorRT 11, and 10
 
 
 def _with_profiles(layers: list[EngineLayer]) -> tuple[EngineLayer, ...]:
@@ -243,13 +238,9 @@ def _dims(text: str) -> tuple[int, ...]:
     return tuple(int(d) for d in text.split(",") if d)
 
 
-def _dtype(name: str) -> str:
-    return _DTYPES.get(str(name).lower(), str(name).lower())
-
-
-def _dtype_in_words(text: str) -> str:
-    lowered = text.lower()
-    for word, dtype in _IN_WORDS:
-        if word in lowered:
-            return dtype
-    return lowered or "unknown"
+def _dtype(text: str) -> str:
+    """Return the type that a description tells; what it does not tell is unknown, never a guess."""
+    said = {_DTYPES[word.lower()] for word in _IN_WORDS.findall(str(text))}
+    if len(said) == 1:
+        return said.pop()
+    return str(text).lower() if str(text).isalnum() else UNKNOWN

@@ -308,6 +308,24 @@ class Library:
         settings.set_runtime_cache(cache)
         return engine.create_execution_context(settings), cache
 
+    def bare_context(self, engine: Any) -> Any:
+        """Return an execution context to describe an engine with, of which nothing is run.
+
+        It needs no scratch memory, which for large batches is gigabytes, where the release can
+        leave it out.
+
+        Raises:
+            BackendError: there is none to be had.
+        """
+        without_memory = getattr(engine, "create_execution_context_without_device_memory", None)
+        context = (without_memory or engine.create_execution_context)()
+        if context is None:
+            raise BackendError(
+                f"{self.title} cannot set up the plan to read it back",
+                fix="free some GPU memory, or build it with a smaller --max-batch",
+            )
+        return context
+
     @property
     def replays_graphs(self) -> bool:
         """Whether it captures CUDA graphs by itself; else the caller does, from its stream."""
