@@ -169,7 +169,7 @@ def decode(source: ImageSource, contract: ImageContract | None = None) -> Pillow
     """
     from PIL import Image, UnidentifiedImageError
 
-    name = _name(source)
+    name = name_of(source)
     if isinstance(source, np.ndarray):
         return _to_rgb(_from_array(source, name), name)
     try:
@@ -217,7 +217,8 @@ def _open(source: Any) -> PillowImage:
     stream = io.BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else source
     if not isinstance(stream, str | os.PathLike) and not hasattr(stream, "read"):
         raise ImageError(
-            f"{_name(source)} is no image", fix="give a path, bytes, an open file or a uint8 array"
+            f"{name_of(source)} is no image",
+            fix="give a path, bytes, an open file or a uint8 array",
         )
     # Pillow warns between one and two times its limit; `decode` refuses there, in one line.
     # The warnings module's state is global, hence the lock.
@@ -331,7 +332,8 @@ def _centre(size: tuple[int, int], aspect: float) -> tuple[int, int, int, int]:
     return left, top, left + width, top + height
 
 
-def _name(source: Any) -> str:
+def name_of(source: Any) -> str:
+    """Return what a message calls an image: its file, or what kind of thing it is."""
     if isinstance(source, str | os.PathLike):
         return str(Path(source))
     if isinstance(source, bytes | bytearray | memoryview):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from cnnedge.errors import CnnEdgeError, ModelError
 
 # How many samples MLPerf's early stopping asks for before it lets a percentile be quoted.
 FEWEST_SAMPLES = {50: 1, 90: 64, 99: 662}
@@ -132,9 +134,12 @@ class Comparison:
         top5: Share whose right label is among the first five (or all, with fewer classes).
         reference_top5: The reference's own.
         agreement: Share of images on which both give the same first answer.
-        max_abs_diff: The largest difference of any probability.
+        max_abs_diff: The largest difference of any probability; NaN where an answer is no number.
         lost: Images that the reference answered right and the variant wrong.
         won: The other way round.
+        not_finite: Images that the variant answered with NaN or infinity, which is always wrong.
+        limit: The largest difference that the rounding of the variant's precision explains in this
+            model; None: `PARITY` has the figure.
     """
 
     n: int
@@ -146,6 +151,8 @@ class Comparison:
     max_abs_diff: float
     lost: int
     won: int
+    not_finite: int = 0
+    limit: float | None = None
 
     @property
     def drop(self) -> float:
@@ -182,7 +189,10 @@ class Comparison:
             "reference_top1": self.reference_top1,
             "reference_top5": self.reference_top5,
             "agreement": self.agreement,
-            "max_abs_diff": self.max_abs_diff,
+            # JSON knows no NaN
+            "max_abs_diff": self.max_abs_diff if math.isfinite(self.max_abs_diff) else None,
+            "limit": self.limit,
+            "not_finite": self.not_finite,
             "lost": self.lost,
             "won": self.won,
             "drop_points": self.drop,
@@ -263,8 +273,10 @@ def compare(answers: np.ndarray, reference: np.ndarray, targets: np.ndarray) -> 
         targets: The right classes, int64 ``[N]``.
     """
     n, classes = reference.shape
-    first, reference_first = answers.argmax(1), reference.argmax(1)
+    first, reference_first = first_answers(answers), first_answers(reference)
     right, reference_right = first == targets, reference_first == targets
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        differences = [np.abs(a - r).max() for a, r in _parts(answers, reference)]
     return Comparison(
         n=n,
         top1=float(right.mean()),
@@ -272,10 +284,55 @@ def compare(answers: np.ndarray, reference: np.ndarray, targets: np.ndarray) -> 
         top5=top_k(answers, targets, min(5, classes)),
         reference_top5=top_k(reference, targets, min(5, classes)),
         agreement=float((first == reference_first).mean()),
-        max_abs_diff=float(np.max([np.abs(a - r).max() for a, r in _parts(answers, reference)])),
+        max_abs_diff=float(np.max(differences)),
         lost=int((reference_right & ~right).sum()),
         won=int((~reference_right & right).sum()),
+        not_finite=int((first == NO_ANSWER).sum()),
     )
+
+
+NO_ANSWER = -1  # no class has this index
+
+
+def first_answers(answers: np.ndarray) -> np.ndarray:
+    """Return the likeliest class of each row, int64 ``[N]``; `NO_ANSWER` of one with a NaN or inf.
+
+    Args:
+        answers: float32 ``[N, classes]``. NumPy's own argmax would take a NaN for the largest.
+    """
+    found = [np.where(_finite(rows), rows.argmax(1), NO_ANSWER) for (rows,) in _parts(answers)]
+    return np.concatenate(found)
+
+
+def require_finite(
+    answers: np.ndarray,
+    who: str,
+    name_of: Callable[[int], str],
+    error: type[CnnEdgeError] = ModelError,
+) -> None:
+    """Refuse answers that others cannot be held against.
+
+    Args:
+        answers: float32 ``[N, classes]``.
+        who: Who gave them, in words.
+        name_of: Names the image of a row.
+        error: What is raised.
+
+    Raises:
+        CnnEdgeError: one of them is NaN or infinite; as ``error``.
+    """
+    wrong = np.flatnonzero(first_answers(answers) == NO_ANSWER)
+    if not len(wrong):
+        return
+    more = f" and to {len(wrong) - 1:,} more images" if len(wrong) > 1 else ""
+    raise error(
+        f"{who} answers NaN or infinity to {name_of(int(wrong[0]))}{more}",
+        fix="look for a division by zero or an overflow, and train or export it anew",
+    )
+
+
+def _finite(rows: np.ndarray) -> np.ndarray:
+    return np.isfinite(rows).all(axis=1)
 
 
 def judge(
@@ -295,18 +352,23 @@ def judge(
         trained: Whether the weights are: with random ones accuracy is not judged.
         achieved: The share of MACs and of weights per data type, read from the graph.
     """
+    if comparison.not_finite:
+        return Verdict(
+            "failed",
+            f"{comparison.not_finite} of {comparison.n} answers are no numbers (NaN or infinity)",
+        )
     asked, kind = DATA_TYPES[precision], "weights" if precision in WEIGHT_ONLY else "macs"
     shares = achieved.get(kind, {})
     if shares.get(asked, 0.0) < LEAST_ACHIEVED:
         built = ", ".join(f"{share:.0%} {name}" for name, share in shares.items()) or "nothing"
         does = "stores its weights" if kind == "weights" else "computes"
         return Verdict("failed", f"{precision} was asked for, and the graph {does} in {built}")
-    limit = PARITY.get(precision)
+    limit = PARITY.get(precision) if comparison.limit is None else comparison.limit
     if limit is not None and not comparison.max_abs_diff <= limit:
         return Verdict(
             "failed",
             f"a probability differs by {comparison.max_abs_diff:.1e} from Keras "
-            f"({precision} may differ by {limit:.0e})",
+            f"({precision} may differ by {limit:.1e})",
         )
     if not trained:
         return Verdict("not judged", "the weights are random, so accuracy means nothing yet")
@@ -346,9 +408,10 @@ def paired_interval(lost: int, won: int, n: int) -> tuple[float, float]:
 
 
 def top_k(answers: np.ndarray, targets: np.ndarray, k: int) -> float:
-    """Return the share of rows whose target is among the ``k`` highest scores."""
+    """Return the share of rows whose target is among the ``k`` highest scores, all being finite."""
     right = [
         (np.argpartition(-rows, k - 1, axis=1)[:, :k] == classes[:, None]).any(axis=1)
+        & _finite(rows)
         for rows, classes in _parts(answers, targets)
     ]
     return float(np.concatenate(right).mean())

@@ -49,11 +49,13 @@ class StageReport:
         variant: The variant's name.
         stage: Where it diverged: "decode", "resize", "layer" or "output"; None: nowhere.
         detail: One sentence.
+        finite: Whether its answers are numbers, and not NaN or infinity.
     """
 
     variant: str
     stage: str | None
     detail: str
+    finite: bool = True
 
 
 def write_selftest(
@@ -83,10 +85,13 @@ def write_selftest(
             {"file": name, "pixels_sha256": _pixels_digest(root / name, image)} for name in names
         ],
         "answers": {
-            "reference": reference(tensors).tolist(),
-            **{name: run(tensors).tolist() for name, run in variants.items()},
+            "reference": _as_json(reference(tensors)),
+            **{name: _as_json(run(tensors)) for name, run in variants.items()},
         },
-        "layers": {name: run(tensors[:1]) for name, run in fingerprints.items()},
+        "layers": {
+            name: {layer: _as_json(np.array(found)) for layer, found in run(tensors[:1]).items()}
+            for name, run in fingerprints.items()
+        },
         "tolerance": TOLERANCE,
     }
     (root / INDEX).write_text(json.dumps(index), encoding="utf-8")
@@ -128,7 +133,13 @@ def run_selftest(
             reports.append(StageReport(name, *before))
             continue
         precision = bundle.manifest.variant(name).precision
-        difference = float(np.abs(run(tensors) - np.array(index["answers"][name])).max())
+        answers = run(tensors)
+        if not np.isfinite(answers).all():
+            detail = "it answers a golden image with NaN or infinity"
+            reports.append(StageReport(name, "output", detail, finite=False))
+            continue
+        recorded = np.array(index["answers"][name], np.float64)  # null, which stands for NaN, too
+        difference = float(np.abs(answers - recorded).max())
         if difference <= TOLERANCE[precision]:
             detail = f"{len(tensors)} golden images, answers within {difference:.1e}"
             reports.append(StageReport(name, None, detail))
@@ -180,10 +191,20 @@ def first_divergence(expected: Fingerprints, here: Fingerprints, tolerance: floa
     for name, values in expected.items():
         if name not in here:
             return name
-        a, b = np.array(values), np.array(here[name])
+        a, b = np.array(values, np.float64), np.array(here[name])
         if not np.linalg.norm(a - b) <= tolerance * max(float(np.linalg.norm(a)), 1e-6):
             return name
     return None
+
+
+def _as_json(values: np.ndarray) -> Any:
+    """Return numbers as nested lists, with null for NaN and infinity, which JSON does not know."""
+    finite = np.isfinite(values)
+    if finite.all():
+        return values.tolist()
+    found = values.astype(object)
+    found[~finite] = None
+    return found.tolist()
 
 
 def fingerprint_of(array: np.ndarray) -> list[float]:

@@ -11,11 +11,11 @@ import numpy as np
 
 from cnnedge.bundle import MANIFEST, Bundle, Manifest, Variant, open_bundle
 from cnnedge.data import Dataset, Split
-from cnnedge.errors import BundleError, DataError
+from cnnedge.errors import BundleError, DataError, GateError, ModelError
 from cnnedge.files import sha256
 from cnnedge.image import ImageContract, normalize
 from cnnedge.progress import Progress, silent
-from cnnedge.result import Comparison, Verdict, compare, judge
+from cnnedge.result import Comparison, Verdict, compare, judge, require_finite
 from cnnedge.runtime import RunSettings, open_variant, runs_on, usable_variants
 from cnnedge.selftest import (
     Fingerprints,
@@ -129,7 +129,9 @@ def verify_bundle(
         BundleError: the bundle is incomplete or was altered, or has nothing that the runtime runs.
         BackendError: the runtime is not to be had here.
         DataError: the data's labels are not the bundle's.
-        ModelError: there is nothing to resume, or it is damaged, or of another verification.
+        ModelError: there is nothing to resume, or it is damaged, or of another verification; or the
+            reference itself answers NaN or infinity.
+        GateError: likewise, and the reference is a variant of the bundle.
     """
     if resume and (dataset is None or (reference is not None and not reference_id)):
         raise DataError(
@@ -180,6 +182,7 @@ def verify_bundle(
             split,
             manifest.image,
             expected=expected,
+            who=against,
             checkpoint=kept,
             key=key,
             resume=resume,
@@ -220,6 +223,7 @@ def compare_variants(
     image: ImageContract,
     *,
     expected: np.ndarray | None = None,
+    who: str = "the model itself",
     checkpoint: Path | None = None,
     key: Mapping[str, Any] | None = None,
     resume: bool = False,
@@ -233,6 +237,7 @@ def compare_variants(
         split: Labelled images.
         image: The image contract.
         expected: The reference's answers float32 ``[N, classes]``, where known.
+        who: What a message calls the reference.
         checkpoint: Where what is done so far is kept; see `sweep`, also for the next two.
         key: What decides the answers.
         resume: Go on from the checkpoint.
@@ -240,6 +245,9 @@ def compare_variants(
 
     Returns:
         A comparison for each variant, and the reference's answers.
+
+    Raises:
+        ModelError: the reference answers NaN or infinity; as GateError where it is a variant.
     """
     runners = dict(variants)
     name = next((name for name, run in variants.items() if run is reference), REFERENCE)
@@ -256,6 +264,8 @@ def compare_variants(
         progress=progress,
     )
     right = answers[name] if expected is None else expected
+    is_variant = expected is None and name != REFERENCE
+    require_finite(right, who, split.name_of, GateError if is_variant else ModelError)
     return {name: compare(answers[name], right, split.targets) for name in variants}, right
 
 

@@ -545,7 +545,8 @@ def test_a_model_of_other_types_is_refused_not_misread(ort, toy_bundle, tmp_path
     assert ort(dummy(path, like, "tensor", floats), ppm).returncode == 0
     refused(ort(dummy(path, like, "tensor", floats.astype(np.float16)), ppm), "one float for each")
     refused(ort(dummy(path, like, "tensor", floats[:, 1:]), ppm), "one float for each")
-    refused(ort(dummy(path, like, "tensor", floats * np.nan), ppm), "NaN")
+    for value in (np.nan, np.inf, -np.inf):
+        refused(ort(dummy(path, like, "tensor", floats * value), ppm), "NaN or infinity")
     refused(ort(dummy(path, like, "list", floats), ppm), "takes no uint8 image")
 
 

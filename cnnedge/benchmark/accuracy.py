@@ -16,7 +16,7 @@ from cnnedge.benchmark.process import Link
 from cnnedge.data import Split
 from cnnedge.errors import BackendError
 from cnnedge.image import ImageContract
-from cnnedge.result import compare
+from cnnedge.result import NO_ANSWER, compare, first_answers
 
 AT_ONCE = 16  # images in a call
 MOST_FLIPS = 24  # of a contestant that are shown
@@ -72,7 +72,7 @@ def remote(
 def describe(answers: Answers, name: str, labels: Sequence[str]) -> dict[str, Any]:
     """Return what docs/benchmark.md lists of a contestant's answers."""
     mine, targets = answers.found[name], answers.split.targets
-    first = mine.argmax(1)
+    first = first_answers(mine)
     return {
         "accuracy": compare(mine, answers.expected, targets).to_dict(),
         "right": pack(first == targets),
@@ -105,13 +105,14 @@ def confusion(first: np.ndarray, targets: np.ndarray, classes: int) -> list[list
     if classes > MOST_CLASSES:
         return None
     counts = np.zeros((classes, classes), int)
-    np.add.at(counts, (targets, first), 1)
+    answered = first != NO_ANSWER
+    np.add.at(counts, (targets[answered], first[answered]), 1)
     return counts.tolist()
 
 
 def confused(first: np.ndarray, targets: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
     """Return the commonest mistakes."""
-    wrong = np.flatnonzero(first != targets)
+    wrong = np.flatnonzero((first != targets) & (first != NO_ANSWER))
     pairs = Counter((int(targets[i]), int(first[i])) for i in wrong)
     return [
         {"truth": labels[truth], "answer": labels[answer], "count": count}
@@ -121,8 +122,8 @@ def confused(first: np.ndarray, targets: np.ndarray, labels: Sequence[str]) -> l
 
 def flips(mine: np.ndarray, expected: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
     """Return images whose first answer is not the reference's, its surest first."""
-    first, theirs = mine.argmax(1), expected.argmax(1)
-    changed = np.flatnonzero(first != theirs)
+    first, theirs = first_answers(mine), expected.argmax(1)
+    changed = np.flatnonzero((first != theirs) & (first != NO_ANSWER))
     order = changed[np.argsort(-expected[changed, theirs[changed]], kind="stable")]
     return [
         {

@@ -26,7 +26,10 @@ def pick(
         judged: Whether accuracy means anything: not with random weights.
     """
     timed = [row for row in rows if row.get("single_stream")]
-    reasons = {row["name"]: outside(row, max_drop) if judged else None for row in timed}
+    reasons = {
+        row["name"]: no_numbers(row) or (outside(row, max_drop) if judged else None)
+        for row in timed
+    }
     fit = [row for row in timed if reasons[row["name"]] is None]
     if not fit:
         return {
@@ -52,6 +55,13 @@ def pick(
             _runner_up(row, reasons[row["name"]] or _slower(chosen, row)) for row in others
         ],
     }
+
+
+def no_numbers(row: Mapping[str, Any]) -> str | None:
+    """Return that a contestant answers NaN or infinity; None: it does not."""
+    accuracy = row.get("accuracy") or {}
+    count = accuracy.get("not_finite")
+    return f"{count} of {accuracy['n']} answers are NaN or infinity" if count else None
 
 
 def outside(row: Mapping[str, Any], max_drop: float) -> str | None:

@@ -28,10 +28,11 @@ from cnnedge.benchmark.rows import peak_rows
 from cnnedge.benchmark.suite import ModelEntry, Suite
 from cnnedge.bundle import MANIFEST, Bundle, open_bundle
 from cnnedge.data import Dataset, Split, open_source
-from cnnedge.errors import BackendError, BundleError, CnnEdgeError, DataError
+from cnnedge.errors import BackendError, BundleError, CnnEdgeError, DataError, GateError
 from cnnedge.files import sha256
 from cnnedge.image import to_tensor
 from cnnedge.progress import Progress, silent
+from cnnedge.result import require_finite
 from cnnedge.selftest import recorded_answers, refuse_calibration_images
 from cnnedge.sweep import checkpoint_place, sweep
 
@@ -271,4 +272,5 @@ def _answer(
         if name is None:
             return None
         expected, reference = answers[name], f"{name} (held to Keras at export)"
+    require_finite(expected, reference, split.name_of, GateError)
     return Answers(split, expected, reference, answers, source)

@@ -61,6 +61,15 @@ class Station:
         """What really runs it."""
         return str(getattr(self._runner, "provider", "?"))
 
+    def require_numbers(self) -> None:
+        """Refuse to time what answers NaN or infinity to the image that is timed.
+
+        Raises:
+            BackendError: it does.
+        """
+        if not np.isfinite(np.asarray(self._runner(self._image(1)))).all():
+            raise BackendError("it answers NaN or infinity to an image of noise")
+
     def warm_up(self, batch: int = 1, least: float = WARM_UP) -> dict[str, Any]:
         """Call it until the medians of a few windows agree; return for how long, and whether."""
         image, start = self._image(batch), self._clock()

@@ -71,6 +71,7 @@ class Worker:
         if answers.ndim != 2 or len(answers) != 1:
             raise BackendError(f"it answered an array of shape {answers.shape} to one image")
         self.station = Station(runner, tuple(shape))  # type: ignore[arg-type]
+        self.station.require_numbers()
         self.contestant, self.threads = contestant, threads
         return {
             "provider": self.station.provider,

@@ -256,8 +256,8 @@ def predict_command(
     runtime: str,
     as_json: bool,
 ) -> None:
-    """Classify image files. A broken one is reported by name, and the exit code is 1."""
-    from cnnedge.errors import ImageError
+    """Classify image files. One without an answer is reported by name, and the exit code is 1."""
+    from cnnedge.errors import BackendError, ImageError
     from cnnedge.runtime import load
 
     classifier = load(bundle, variant=variant, runtime=runtime)
@@ -265,7 +265,7 @@ def predict_command(
     for path in images:
         try:
             found = classifier(path, top=top)
-        except ImageError as error:
+        except (ImageError, BackendError) as error:
             broken.append(path)
             click.echo(f"error: {error}", err=True)
             continue

@@ -42,7 +42,7 @@ from cnnedge.errors import ModelError
 from cnnedge.files import require_keras_file, require_space, require_writable
 from cnnedge.progress import Progress, silent
 from cnnedge.quiet import require_training_packages
-from cnnedge.result import Comparison, compare
+from cnnedge.result import Comparison, compare, require_finite
 
 if TYPE_CHECKING:
     from cnnedge.backends.keras import ModelNote
@@ -294,6 +294,7 @@ def _choose(
     """
     candidates = list(saved.candidates)
     answers = _answers(reference, test, note, "reference", progress)
+    require_finite(answers, "the model itself", test.name_of)
 
     def judged(number: int) -> Comparison:
         task = f"test, round {number}"
@@ -304,7 +305,8 @@ def _choose(
 
     chosen = 0
     for number in range(len(candidates) - 1, -1, -1):
-        if judged(number).drop <= options.max_drop:
+        comparison = judged(number)
+        if comparison.drop <= options.max_drop and not comparison.not_finite:
             chosen = chosen or number
             if not options.pareto:
                 break

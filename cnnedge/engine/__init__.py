@@ -192,7 +192,10 @@ def _build(
     )
     note = _note(bundle, variant, library, options, gpu, built, report)
     if gpu is not None and takes_gpu(note, gpu.facts.compute_capability):
-        note = replace(note, replay=_replay(bundle, variant, library, gpu, built, options))
+        replay = _replay(bundle, variant, library, gpu, built, options)
+        note = replace(note, replay=replay)
+        if replay is not None and not replay["finite"]:
+            report = replace(report, violations=(*report.violations, replay["detail"]))
     doubt = experimental(library.runtime, variant.precision)
     engine = BuiltEngine(note, report, (*([doubt] if doubt else []), *built.warnings))
     if not engine.failed:
@@ -265,8 +268,8 @@ def _replay(
         with contextlib.closing(session):
             (stage,) = run_selftest(bundle, {variant.name: session})
     except BackendError as error:
-        return {"diverged": "runtime", "detail": error.what}
-    return {"diverged": stage.stage, "detail": stage.detail}
+        return {"diverged": "runtime", "detail": error.what, "finite": True}
+    return {"diverged": stage.stage, "detail": stage.detail, "finite": stage.finite}
 
 
 def _trtexec(

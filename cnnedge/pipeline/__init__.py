@@ -129,11 +129,19 @@ def _build(
     contestants = _open(graphs, source, recipe, folder)
     run: dict[str, Answer] = {name: opened.answer for name, opened in contestants.items()}
 
-    comparisons, answers = compare_variants(run, reference, test, source.image, progress=progress)
+    comparisons, answers = compare_variants(
+        run,
+        reference,
+        test,
+        source.image,
+        who="the model itself" + _weights_not_finite(source.model),
+        progress=progress,
+    )
     gate = _Gate(source, recipe, test, answers)
     verdicts = {g.name: gate.judge(g, comparisons[g.name]) for g in graphs}
     for index, graph in enumerate(graphs):
-        lost_too_much = comparisons[graph.name].drop > recipe.max_drop
+        found = comparisons[graph.name]
+        lost_too_much = found.drop > recipe.max_drop or found.not_finite > 0
         may_be_mended = graph.precision == "int8" and verdicts[graph.name].failed and lost_too_much
         if calibrated is None or not recipe.guard or not may_be_mended:
             continue
@@ -346,6 +354,15 @@ def _reference(source: Source, emitted: str) -> Answer:
         return softmax(scores) if emitted == "logits" else scores
 
     return answer
+
+
+def _weights_not_finite(model: Any) -> str:
+    """Name the first weights that hold NaN or infinity, as a message goes on; or nothing."""
+    for variable in model.variables:
+        if not np.isfinite(values := variable.numpy().astype(np.float64)).all():
+            wrong = values.size - int(np.isfinite(values).sum())
+            return f", in which {wrong:,} of the weights of {variable.path} are NaN or infinite,"
+    return ""
 
 
 def _measure(

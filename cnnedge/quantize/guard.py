@@ -321,4 +321,5 @@ def _answers(model: Any, batches: Iterable[np.ndarray]) -> np.ndarray:
     from cnnedge.backends.onnxruntime import open_session
 
     session = open_session(serialize(model))
-    return np.concatenate([session(batch) for batch in batches]).astype(np.float64)
+    found = np.concatenate([session(batch) for batch in batches]).astype(np.float64)
+    return np.where(np.isfinite(found), found, 0.0)  # as far from right as an answer can be

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from cnnedge.bundle import open_bundle
-from cnnedge.errors import ImageError, SignatureError
-from cnnedge.image import ImageContract, normalize, to_batch, to_tensor
+from cnnedge.errors import BackendError, ImageError, SignatureError
+from cnnedge.image import ImageContract, name_of, normalize, to_batch, to_tensor
 from cnnedge.runtime.choice import Choice, choose, runs_on
 from cnnedge.runtime.opening import (
     RUNTIMES,
@@ -105,16 +105,22 @@ class Classifier:
 
         Raises:
             ImageError: the image cannot be decoded; the message names it.
+            BackendError: the model answers it with NaN or infinity, or the runtime refuses it.
         """
         # A view of the image's own pixels: stacking would copy them.
         pixels = np.ascontiguousarray(to_tensor(image, self.image))
-        return self._answers(self._run(pixels[np.newaxis])[0], top)
+        row = self._run(pixels[np.newaxis])[0]
+        # Where one is not finite the sum is not, and it costs less than `isfinite` and `all`.
+        total = sum(row.tolist()) if len(row) <= _FEW else np.add.reduce(row)
+        if not math.isfinite(total):
+            raise self._no_number([image], 0)
+        return self._answers(row, top)
 
     def batch(self, images: Sequence[Any], *, top: int = 5) -> list[list[Prediction]]:
         """Classify several images in one call of the runtime.
 
         Raises:
-            ImageError: an image cannot be decoded; the message names it.
+            ImageError, BackendError: as from `__call__`; the message names the image.
         """
         return [self._answers(row, top) for row in self.probabilities(images)]
 
@@ -123,6 +129,9 @@ class Classifier:
 
         An array uint8 ``[N, H, W, C]`` that has the contract's size already goes straight to the
         runtime.
+
+        Raises:
+            ImageError, BackendError: as from `__call__`; the message names the image.
         """
         size = self.image.shape
         if not len(images):
@@ -136,7 +145,20 @@ class Classifier:
             batch = images
         else:
             batch = to_batch(images, self.image)
-        return self._run(batch)
+        answers = self._run(batch)
+        finite = np.isfinite(answers)
+        if not finite.all():
+            raise self._no_number(images, int(np.argmin(finite.all(axis=1))))
+        return answers
+
+    def _no_number(self, images: Sequence[Any] | np.ndarray, index: int) -> BackendError:
+        image = name_of(images[index])
+        if len(images) > 1:
+            image += f", image {index + 1} of {len(images)}"
+        return BackendError(
+            f"{self.variant}, run by {self.provider}, answers NaN or infinity to {image}",
+            fix="load another variant, or see what `cnnedge verify` says of the bundle",
+        )
 
     def _run(self, batch: np.ndarray) -> np.ndarray:
         if self._normalization is not None:
@@ -151,7 +173,7 @@ class Classifier:
 
 
 def likeliest(row: np.ndarray, top: int) -> list[int]:
-    """Return the indices of the ``top`` largest values; of equals the first comes first.
+    """Return the indices of the ``top`` largest values, all finite; of equals the first is first.
 
     A large network leaves nothing of this in the processor's caches, and then each NumPy function
     costs tens of microseconds, however little it does. So a dozen classes are sorted as a list; of
@@ -159,19 +181,14 @@ def likeliest(row: np.ndarray, top: int) -> list[int]:
     """
     count = len(row)
     if count <= _FEW:
-        values = row.tolist()
-        if not math.isnan(sum(values)):
-            return sorted(range(count), key=values.__getitem__, reverse=True)[:top]
-    elif 0 < top <= _FEW:
+        return sorted(range(count), key=row.tolist().__getitem__, reverse=True)[:top]
+    if 0 < top <= _FEW:
         left, found = row.copy(), []
         for _ in range(top):
             best = int(left.argmax())
-            if not left[best] > _TAKEN:  # it is a NaN, which argmax prefers, or nothing is left
-                break
             found.append(best)
             left[best] = _TAKEN
-        else:
-            return found
+        return found
     return np.argsort(-row, kind="stable")[:top].tolist()
 
 

@@ -1,6 +1,7 @@
 // What both apps share: the contract and the labels, the top 5, errors as one line.
 #pragma once
 
+#include <cmath>
 #include <cstdio>
 #include <exception>
 #include <numeric>
@@ -34,8 +35,8 @@ inline std::vector<std::string> read_labels(const Json& fields) {
 inline void print_top(const float* probabilities, const std::vector<std::string>& labels,
                       std::size_t count = 5) {
   if (std::any_of(probabilities, probabilities + labels.size(),
-                  [](float p) { return std::isnan(p); })) {  // no order could be made of them
-    throw std::runtime_error("the model answers with NaN: take another variant of it");
+                  [](float p) { return !std::isfinite(p); })) {
+    throw std::runtime_error("the model answers with NaN or infinity: take another variant of it");
   }
   std::vector<std::size_t> order(labels.size());
   std::iota(order.begin(), order.end(), std::size_t{0});

@@ -93,6 +93,10 @@ def main(bundle, stem, *photos):
     for photo in photos:
         image = Image.open(photo).convert("RGB").resize(size, Image.Resampling.BILINEAR)
         answers = classify(np.asarray(image))
+        if not np.isfinite(answers).all():
+            raise SystemExit(
+                f"error: {photo}: the plan answers with NaN or infinity: build it anew"
+            )
         best = int(answers.argmax())
         print("{}: {} ({:.1%})".format(photo, manifest["labels"][best], answers[best]))
 

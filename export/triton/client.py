@@ -116,6 +116,8 @@ def main(url: str, name: str, *paths: str) -> None:
         model = Model(url, name)
         for where in paths:
             (answers,) = model.probabilities(model.tensor(where)[None])
+            if not np.isfinite(answers).all():
+                sys.exit(f"error: {where}: the model answers with NaN or infinity")
             best = answers.argmax()
             print(f"{where}: {model.labels[best]} ({answers[best]:.1%})")
     except Exception as error:  # decoders raise what they like, and a server answers so

@@ -49,7 +49,10 @@ class Model:
     def __call__(self, *photos):
         """Return probabilities, float32 [N, classes], of N paths or open files."""
         batch = np.stack([tensor(photo, self.contract) for photo in photos])
-        return self.session.run(["probabilities"], {self.input.name: batch})[0]
+        answers = self.session.run(["probabilities"], {self.input.name: batch})[0]
+        if not np.isfinite(answers).all():
+            raise ValueError("the model answers with NaN or infinity: take another variant of it")
+        return answers
 
 
 def tensor(photo, contract):

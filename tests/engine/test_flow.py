@@ -241,6 +241,18 @@ def test_a_diverging_plan_is_told(machine, bundle_copy, monkeypatch):
     assert built.note.replay["diverged"] == "output"
 
 
+def test_a_plan_that_answers_nan_is_not_kept(machine, bundle_copy, monkeypatch):
+    from cnnedge.backends.tensorrt.session import PlanSession
+
+    machine("tensorrt-11.4")
+    answer = PlanSession.__call__
+    monkeypatch.setattr(PlanSession, "__call__", lambda self, x: np.nan * answer(self, x))
+    (built,) = build_engines(bundle_copy, "tensorrt", variants=["fp16"])
+    assert built.failed
+    assert "NaN or infinity" in built.report.violations[0]
+    assert open_bundle(bundle_copy).manifest.engines == ()
+
+
 def test_a_bundle_without_a_selftest_gets_its_plan_all_the_same(machine, bundle_copy):
     machine("tensorrt-11.4")
     bundle = open_bundle(bundle_copy)

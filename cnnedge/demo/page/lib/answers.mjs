@@ -5,8 +5,12 @@
  * @param {string[]} labels in the same order
  * @param {number} [count] how many are wanted
  * @returns {{label: string, index: number, probability: number}[]} the likeliest first
+ * @throws {Error} one of them is NaN or infinite
  */
 export function rank(probabilities, labels, count = 5) {
+  if (!Array.from(probabilities).every(Number.isFinite)) {
+    throw new Error("the model answers with NaN or infinity: take another variant of it");
+  }
   return Array.from(probabilities, (probability, index) => ({
     label: labels[index] ?? `class ${index}`,
     index,
