@@ -11,6 +11,7 @@ from cnnedge.errors import DataError, MissingExtraError, ModelError
 from cnnedge.export import ExportedGraph, classifier_shape, export_onnx
 from cnnedge.image import ImageContract
 from cnnedge.models import MODELS, build
+from cnnedge.preprocessing import check_preprocessing, wanted
 from cnnedge.progress import Progress, silent
 from cnnedge.recipe import Recipe
 
@@ -121,6 +122,10 @@ def resolve(
         )
     image = replace(note.image, resize=recipe.resize or note.image.resize)
     normalization = recipe.preprocess or note.normalization
+    if recipe.preprocess or note.weights == "user":
+        warnings += check_preprocessing(
+            model, image, normalization, dataset.test, labelled=spec is not None
+        )
     name = note.model if isinstance(note, ModelNote) else path.stem
     return Source(
         model,
@@ -139,20 +144,15 @@ def resolve(
 
 def _note_of_user_model(model: Any, path: Path, recipe: Recipe) -> Any:
     """Say for a user's own `.keras` file what it does not say itself, or refuse to guess."""
-    from cnnedge.backends.keras import ModelNote, scales_itself
+    from cnnedge.backends.keras import ModelNote
 
     height, width, channels, _ = classifier_shape(model)
     if recipe.image_size is not None:
         height, width = height or recipe.image_size[0], width or recipe.image_size[1]
     if height is None or width is None:
         raise ModelError(f"{path} takes images of any size", fix="pass --image-size HEIGHT,WIDTH")
-    normalization = recipe.preprocess or ("none" if scales_itself(model) else None)
-    if normalization is None:
-        raise ModelError(
-            f"{path} does not say how it wants its pixels, and a wrong guess would be silent",
-            fix="pass --preprocess unit (x/255), tf (x/127.5-1), caffe, torch or none (0…255)",
-        )
     contract = ImageContract(height, width, channels)
+    normalization = recipe.preprocess or wanted(model, contract, str(path))
     return ModelNote(path.stem, (), contract, normalization, weights="user")
 
 

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "cnnedge"
 # Ground floor first; a module may import from its own floor and below, steps not from each other.
 FLOORS = [
     {"errors", "progress", "quiet"},
-    {"archive", "files", "checkpoint", "image", "machine", "metadata", "plan", "result"},
+    {"archive", "chance", "files", "checkpoint", "image", "machine", "metadata", "plan", "result"},
     {
         "bundle",
         "recipe",
@@ -42,6 +42,7 @@ FLOORS = [
         "demo",
         "doctor",
     },
+    {"preprocessing"},
     {"source"},
     {"pipeline"},
     {"cli", "__main__"},

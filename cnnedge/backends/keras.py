@@ -184,10 +184,3 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """Return probabilities of logits ``[N, classes]``."""
     exponent = np.exp(logits - logits.max(axis=1, keepdims=True))
     return exponent / exponent.sum(axis=1, keepdims=True)
-
-
-def scales_itself(model: keras.Model) -> bool:
-    """Tell whether a model begins with a layer that scales raw 0…255 pixels by itself."""
-    scaling = (keras.layers.Rescaling, keras.layers.Normalization)
-    first = list(model._flatten_layers(include_self=False))[:4]
-    return any(isinstance(layer, scaling) for layer in first)
