@@ -156,18 +156,28 @@ def _entries(path: Path, infos: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipI
     return entries
 
 
-def _name_problem(info: zipfile.ZipInfo) -> str | None:
-    name = info.orig_filename  # zipfile cuts at a NUL, and turns other separators to "/"
-    parts = name.removesuffix("/").split("/")
-    if name.startswith("/") or any(part in {"", ".", ".."} for part in parts):
+def name_problem(name: str) -> str | None:
+    """Return why a name is none of a file inside a bundle, as a relative clause; None: it may be.
+
+    A bundle's folder and its zip file take the same names.
+    """
+    parts = name.split("/")
+    if any(part in {"", ".", ".."} for part in parts):
         return "which does not stay inside"
     if "\\" in name or ":" in name:
         return "which is a path of another system"
-    if name != info.filename or any(unicodedata.category(c)[0] == "C" for c in name):
+    if any(unicodedata.category(c)[0] == "C" for c in name):
         return "which has characters that no name should have"
     if len(name.encode()) > _LONGEST_NAME:
         return "whose name is too long"
     return None
+
+
+def _name_problem(info: zipfile.ZipInfo) -> str | None:
+    name = info.orig_filename  # zipfile cuts at a NUL, and turns other separators to "/"
+    if name != info.filename and "\\" not in name:
+        return "which has characters that no name should have"
+    return name_problem(name.removesuffix("/"))
 
 
 def _kind_problem(info: zipfile.ZipInfo) -> str | None:

@@ -18,13 +18,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cnnedge.archive import Sizes, Unpacked, is_archive, unpack
+from cnnedge.archive import MOST_TEXT, Sizes, Unpacked, is_archive, name_problem, unpack
 from cnnedge.errors import MALFORMED, BundleError
 from cnnedge.files import atomic_path, sha256, write_text
 from cnnedge.image import ImageContract
@@ -38,6 +39,7 @@ SELFTEST = "selftest"
 SIGNATURE = "bundle.sig"
 # What an archive may hold although its manifest does not list it: a signature covers the manifest.
 UNLISTED = frozenset({SIGNATURE})
+_SHOWN = 80  # characters of a name in a message
 
 
 @dataclass(frozen=True)
@@ -175,8 +177,18 @@ class Bundle:
     unpacked: Unpacked | None = field(default=None, repr=False, compare=False)
 
     def path(self, name: str) -> Path:
-        """Return the path of one of its files."""
-        return self.root / name
+        """Return the path of one of its files.
+
+        Raises:
+            BundleError: the manifest does not list it, so that nothing vouches for what is in it;
+                or it leaves the bundle.
+        """
+        if name not in self.files() | UNLISTED:
+            raise BundleError(
+                f"the manifest of {self.origin} does not list {name[:_SHOWN]!r}",
+                fix="do not use this bundle, or export it again",
+            )
+        return place_inside(self.root, name, self.origin)
 
     @property
     def origin(self) -> Path:
@@ -257,11 +269,14 @@ def file_hashes(manifest: Manifest) -> dict[str, str]:
 
 def _read_checked_manifest(root: Path, where: Path) -> Manifest:
     """Return a folder's manifest, every file having been checked; ``where`` is for messages."""
-    if not (root / MANIFEST).is_file():
+    path = place_inside(root, MANIFEST, where)
+    if not path.is_file():
         what = "is no bundle: it has no manifest.json" if root.is_dir() else "does not exist"
         raise BundleError(f"{root} {what}", fix="make one with `cnnedge export MODEL -o DIR`")
     try:
-        text = (root / MANIFEST).read_bytes()
+        if path.stat().st_size > MOST_TEXT:
+            raise OSError(f"it has more than {MOST_TEXT} bytes")
+        text = path.read_bytes()
     except OSError as error:
         raise BundleError(
             f"the manifest of {where} cannot be read ({error})", fix="copy or export it again"
@@ -269,7 +284,7 @@ def _read_checked_manifest(root: Path, where: Path) -> Manifest:
     manifest = _parse(text, where)
     expected = file_hashes(manifest)
     for name in expected:
-        _check_inside(root, name, where)
+        place_inside(root, name, where)
     # Large first and two at a time: hashing is most of the time that loading a bundle takes.
     names = sorted(expected, key=lambda name: -_size(root / name))
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
@@ -326,6 +341,8 @@ def put_engine(
     others = tuple(engine for engine in bundle.manifest.engines if engine.file != note.file)
     files = {name: entry for name, entry in bundle.manifest.files.items() if name != cache}
     without = replace(bundle.manifest, engines=others, files=files)
+    for name in (note.file, sidecar, *(() if cache is None else (cache,))):
+        place_inside(root, name, bundle.origin)
     if without != bundle.manifest:
         write_text(root / MANIFEST, without.to_json())
     with atomic_path(root / note.file) as temporary:
@@ -378,22 +395,34 @@ def weights_digest(arrays: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _check_inside(root: Path, name: str, where: Path) -> None:
-    """Refuse a path that leaves the bundle, by its spelling or through a link."""
-    pure = PurePosixPath(name)
-    inside = (
-        not pure.is_absolute() and ".." not in pure.parts and "\\" not in name and ":" not in name
-    )
-    if inside:
+def place_inside(root: Path, name: str, where: Path) -> Path:
+    """Return the path of a file inside a bundle's folder: THE check of every name in a document.
+
+    Args:
+        root: The folder.
+        name: The file's name as a document of the bundle has it.
+        where: The bundle, for messages.
+
+    Raises:
+        BundleError: the name leaves the folder, by its spelling or through a link, or is that of
+            something else than an ordinary file. A file that is not there yet passes.
+    """
+    problem = "which lies outside the bundle" if name_problem(name) else None
+    place = root
+    for part in () if problem else PurePosixPath(name).parts:
+        place = place / part
         try:
-            inside = (root / name).resolve().is_relative_to(root.resolve())
-        except (OSError, ValueError):
-            inside = False
-    if not inside:
-        raise BundleError(
-            f"the manifest of {where} names {name!r}, which lies outside the bundle",
-            fix="do not use this bundle",
-        )
+            mode = place.lstat().st_mode
+        except OSError:  # whoever reads it says that it is missing
+            continue
+        if stat.S_ISLNK(mode):
+            problem = "which is a link and may lead outside the bundle"
+        elif not stat.S_ISREG(mode) and (not stat.S_ISDIR(mode) or place == root / name):
+            problem = "which is no ordinary file"
+    if problem is not None:
+        shown = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…"
+        raise BundleError(f"{where} names {shown!r}, {problem}", fix="do not use this bundle")
+    return root / name
 
 
 def _size(path: Path) -> int:

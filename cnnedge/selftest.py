@@ -219,7 +219,7 @@ def _check_images(
 ) -> tuple[str, str] | None:
     """Return the stage before the network that diverged, and how, or None."""
     for entry, expected in zip(entries, tensors, strict=True):
-        path = bundle.path(entry["file"])
+        path = bundle.path(str(entry["file"]))
         if _pixels_digest(path, image) != entry["pixels_sha256"]:
             return "decode", f"{entry['file']} decodes to other pixels than where it was recorded"
         difference = np.abs(to_tensor(path, image).astype(int) - expected.astype(int)).max()

@@ -121,6 +121,8 @@ def lay_site(
     check_site_place(out, overwrite=overwrite)
     variants = page_variants(bundle, variant)
     samples = _samples(bundle)
+    _refuse_same_names(bundle, [v.file for v in variants])
+    _refuse_same_names(bundle, [name for name, _ in samples])
     described = {
         "name": bundle.manifest.name,
         "cnnedge": __version__,
@@ -143,6 +145,18 @@ def lay_site(
         text = json.dumps(described, ensure_ascii=False, indent=1) + "\n"
         (folder / SITE).write_text(text, encoding="utf-8")
     return out
+
+
+def _refuse_same_names(bundle: Bundle, files: list[str]) -> None:
+    """Refuse files that would take each other's place where they lie side by side."""
+    seen: dict[str, str] = {}
+    for file in files:
+        other = seen.setdefault(Path(file).name.casefold(), file)
+        if other != file:
+            raise BundleError(
+                f"{bundle.origin} has {other} and {file}, which the page has one name for",
+                fix="export it again",
+            )
 
 
 def _describe(variant: Variant) -> dict[str, Any]:
@@ -168,7 +182,8 @@ def _samples(bundle: Bundle) -> list[tuple[str, dict[str, Any]]]:
                 "index": best,
                 "probability": answers[best],
             }
-            if Path(entry["file"]).suffix.lower() in _IMAGES:
+            image = bundle.path(str(entry["file"]))
+            if image.suffix.lower() in _IMAGES:
                 found.append((str(entry["file"]), {"reference": reference}))
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise BundleError(

@@ -42,6 +42,13 @@ class Single:
     takes_float: bool
 
 
+class _Alone(Bundle):
+    """The user's own file, under whatever name and behind whatever link he keeps it."""
+
+    def path(self, name: str) -> Path:
+        return self.root / name
+
+
 def open_single(path: Path, variant: str | None, settings: RunSettings) -> Single:
     """Open one ONNX file.
 
@@ -83,9 +90,15 @@ def open_single(path: Path, variant: str | None, settings: RunSettings) -> Singl
     found = _as_variant(path, about)
     if session is None:
         manifest = Manifest(
-            about.name, {}, about.image, about.normalization or "none", facts.input.dtype, (), ()
+            about.name,
+            {},
+            about.image,
+            about.normalization or "none",
+            facts.input.dtype,
+            (),
+            (),
         )
-        session = open_variant(Bundle(path.parent, manifest), found, settings)
+        session = open_variant(_Alone(path.parent, manifest), found, settings)
     return Single(session, Choice(found, f"the only one in {path.name}"), about, takes_float)
 
 

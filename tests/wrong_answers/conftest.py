@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 SIZE = 32
+RECORDED = Path(__file__).parent / "recorded"
 
 
 def write_photos(folder: Path, classes: int | tuple[str, ...], count: int = 10) -> Path:
@@ -35,6 +38,23 @@ def photos(tmp_path) -> Callable[..., Path]:
         return write_photos(tmp_path / name, classes, count)
 
     return write
+
+
+@pytest.fixture
+def recorded(tmp_path) -> Path:
+    """Return a bundle as cnnedge 0.1.0 wrote it before documents were read by type.
+
+    Three colours, 16x16, all four precisions; its plan is a stand-in, the note beside it is not.
+    """
+    with zipfile.ZipFile(RECORDED / "bundle.zip") as archive:
+        archive.extractall(tmp_path / "recorded")
+    return tmp_path / "recorded"
+
+
+@pytest.fixture(scope="session")
+def recorded_result() -> str:
+    """Return what `cnnedge bench --json` of that time wrote of it, every scenario in it."""
+    return gzip.decompress((RECORDED / "result.json.gz").read_bytes()).decode()
 
 
 @pytest.fixture(scope="session")
