@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 import numpy as np
 
 from cnnedge.errors import ImageError
+from cnnedge.formats import FORMATS, HEAD, plugin_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -194,7 +195,7 @@ def decode(source: ImageSource, contract: ImageContract | None = None) -> Pillow
         too_large = isinstance(error, Image.DecompressionBombError)
         what = "declares more pixels than cnnedge reads" if too_large else "is no image"
         raise ImageError(
-            f"{name} {what}", fix="give a JPEG, PNG, WebP, BMP, GIF or TIFF"
+            f"{name} {what}", fix="give a JPEG, PNG, WebP, BMP, GIF, TIFF or PPM"
         ) from error
     except FileNotFoundError as error:
         raise ImageError(f"there is no image {name}", fix="check the path") from error
@@ -212,19 +213,44 @@ _bomb_filter = threading.Lock()
 
 
 def _open(source: Any) -> PillowImage:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     stream = io.BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else source
-    if not isinstance(stream, str | os.PathLike) and not hasattr(stream, "read"):
-        raise ImageError(
-            f"{name_of(source)} is no image",
-            fix="give a path, bytes, an open file or a uint8 array",
-        )
+    if not isinstance(stream, str | os.PathLike):
+        if not hasattr(stream, "read"):
+            raise ImageError(
+                f"{name_of(source)} is no image",
+                fix="give a path, bytes, an open file or a uint8 array",
+            )
+        try:
+            stream.seek(0)
+        except (AttributeError, io.UnsupportedOperation):  # a pipe; it may be looked at twice
+            stream = io.BytesIO(stream.read())
     # Pillow warns between one and two times its limit; `decode` refuses there, in one line.
     # The warnings module's state is global, hence the lock.
     with _bomb_filter, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(stream)
+        try:
+            return Image.open(stream, formats=FORMATS)
+        except UnidentifiedImageError:
+            plugin = plugin_of(_head(stream))
+            if plugin is None:
+                raise
+            if not plugin.load():
+                raise ImageError(
+                    f"{name_of(source)} is {plugin.format}, "
+                    f"which needs the package {plugin.package}",
+                    fix=f"run: pip install {plugin.package}",
+                ) from None
+            return Image.open(stream, formats=(plugin.format,))
+
+
+def _head(stream: Any) -> bytes:
+    if isinstance(stream, str | os.PathLike):
+        with open(stream, "rb") as file:
+            return file.read(HEAD)
+    stream.seek(0)
+    return bytes(stream.read(HEAD))
 
 
 def _to_rgb(picture: PillowImage, name: str) -> PillowImage:

@@ -15,7 +15,18 @@ PACKAGE = Path(__file__).parents[1] / "cnnedge"
 # Ground floor first; a module may import from its own floor and below, steps not from each other.
 FLOORS = [
     {"errors", "progress", "quiet"},
-    {"archive", "chance", "files", "checkpoint", "image", "machine", "metadata", "plan", "result"},
+    {
+        "archive",
+        "chance",
+        "files",
+        "formats",
+        "checkpoint",
+        "image",
+        "machine",
+        "metadata",
+        "plan",
+        "result",
+    },
     {
         "bundle",
         "recipe",

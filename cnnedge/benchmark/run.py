@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,6 +49,7 @@ def bench(
     start: Start | None = None,
     resume: bool = False,
     progress: Progress = silent,
+    on_data: Callable[[Dataset], None] = lambda dataset: None,
 ) -> dict[str, Any]:
     """Run a suite.
 
@@ -58,6 +59,7 @@ def bench(
         resume: Go on from the answers that a run which was stopped has kept; see `sweep`.
             Latencies are of one run, and taken anew.
         progress: Told how far it is.
+        on_data: Told of the data of each bundle once it is open.
 
     Returns:
         The result document; docs/benchmark.md lists its fields.
@@ -69,7 +71,9 @@ def bench(
     """
     before = read_sensors()
     rounds: list[dict[str, Any]] = []
-    measured = [_measure(entry, suite, rounds, start, resume, progress) for entry in suite.models]
+    measured = [
+        _measure(entry, suite, rounds, start, resume, progress, on_data) for entry in suite.models
+    ]
     peaks = best_of(rounds) if rounds else None
     models = [model_document(found, suite, peaks) for found in measured]
     gpu = describe_gpu()[0] if ON_GPU & set(suite.runtimes) else None
@@ -97,13 +101,14 @@ def _measure(
     start: Start | None,
     resume: bool,
     progress: Progress,
+    on_data: Callable[[Dataset], None],
 ) -> Measured:
     """Measure one bundle; the machine's peaks are appended to ``rounds``."""
     if entry.scenarios is not None:
         suite = replace(suite, scenarios=entry.scenarios)
     bundle = open_bundle(entry.bundle)
     found = Measured(bundle, entry)
-    dataset, test = _data(bundle, entry, suite, progress)
+    dataset, test = _data(bundle, entry, suite, progress, on_data)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         converted = _convert(bundle, entry, suite, dataset, scratch, found.left_out)
@@ -146,12 +151,17 @@ def _measure(
 
 
 def _data(
-    bundle: Bundle, entry: ModelEntry, suite: Suite, progress: Progress
+    bundle: Bundle,
+    entry: ModelEntry,
+    suite: Suite,
+    progress: Progress,
+    on_data: Callable[[Dataset], None],
 ) -> tuple[Dataset | None, Split | None]:
     """Return the labelled data and its test images, refused before anything is measured."""
     if entry.data is None:
         return None, None
     dataset = open_source(entry.data, seed=suite.seed, progress=progress)
+    on_data(dataset)
     check_labels(bundle.manifest, dataset.labels, dataset.spec)
     test = dataset.test
     if suite.test_images is not None:

@@ -15,7 +15,7 @@ from cnnedge.cli.shell import (
     main,
     own_model_options,
     progress_bar,
-    tell_skipped,
+    tell_data,
 )
 from cnnedge.cli.show import print_json, print_table
 from cnnedge.errors import GateError
@@ -163,7 +163,7 @@ def compress_command(
             multiple=multiple,
             resume=resume,
             progress=progress,
-            on_data=tell_skipped,
+            on_data=tell_data,
             on_epoch=lambda epoch: click.echo(str(epoch), err=True),
             on_round=lambda candidate: click.echo(str(candidate), err=True),
         )

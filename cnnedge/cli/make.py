@@ -16,7 +16,7 @@ from cnnedge.cli.shell import (
     main,
     own_model_options,
     progress_bar,
-    tell_skipped,
+    tell_data,
 )
 from cnnedge.cli.show import (
     print_json,
@@ -128,7 +128,7 @@ def train_command(
     )
     with progress_bar() as progress:
         dataset = open_source(source, seed=seed, progress=progress)
-        tell_skipped(dataset)
+        tell_data(dataset)
         result = train_model(
             model, dataset, out, options, resume=resume, progress=progress, on_epoch=_tell_epoch
         )
@@ -248,7 +248,9 @@ def export_command(
     from cnnedge.pipeline import export_bundle
 
     with progress_bar() as progress:
-        bundle, warnings = export_bundle(recipe, folder, force=force, progress=progress)
+        bundle, warnings = export_bundle(
+            recipe, folder, force=force, progress=progress, on_data=tell_data
+        )
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
     if as_json:

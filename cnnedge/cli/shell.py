@@ -19,6 +19,7 @@ from cnnedge.progress import Progress, silent
 FAILED, GATE = 1, 3  # 2, usage, is click's own
 # Tasks that advance by images; the others by batches, layers, rounds …
 _OF_IMAGES = {"open", "hash", "decode", "calibrate", "verify", "test", "answers", "accuracy"}
+MOST_SKIPPED = 20  # files that are named; all are counted
 SOURCE = "digits, signs, signs:N, or a folder of class sub-folders."
 
 
@@ -171,7 +172,11 @@ def as_size(text: str | None) -> tuple[int, int] | None:
     return numbers[0], numbers[-1]
 
 
-def tell_skipped(dataset: Any) -> None:
-    """Say which files of a data source were left out, and why."""
-    for line in dataset.skipped:
+def tell_data(dataset: Any) -> None:
+    """Say how many images a folder gave, and which files were left out, and why."""
+    if dataset.told:
+        click.echo(dataset.told, err=True)
+    for line in dataset.skipped[:MOST_SKIPPED]:
         click.echo(f"skipped: {line}", err=True)
+    if len(dataset.skipped) > MOST_SKIPPED:
+        click.echo(f"skipped: {len(dataset.skipped) - MOST_SKIPPED} more", err=True)

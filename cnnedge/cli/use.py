@@ -17,6 +17,7 @@ from cnnedge.cli.shell import (
     command,
     main,
     progress_bar,
+    tell_data,
 )
 from cnnedge.cli.show import (
     print_json,
@@ -83,7 +84,10 @@ def verify_command(
         show_signature("signed", signature)
     answer = None if reference is None else _keras_reference(reference, bundle)
     with progress_bar() as progress:
-        dataset = None if source is None else open_source(source, seed=seed, progress=progress)
+        dataset = None
+        if source is not None:
+            dataset = open_source(source, seed=seed, progress=progress)
+            tell_data(dataset)
         found = verify_bundle(
             bundle,
             dataset,
@@ -224,7 +228,7 @@ def _measure(target: Path, resume: bool, options: dict[str, Any]) -> Any:
         chosen.setdefault("runtimes", installed_runtimes())
         suite = make_suite((ModelEntry(target, **entry),), chosen)
     with progress_bar() as progress:
-        return bench(suite, resume=resume, progress=progress)
+        return bench(suite, resume=resume, progress=progress, on_data=tell_data)
 
 
 def _compare(old: Path, new: Path, tolerance: float | None, as_json: bool) -> None:

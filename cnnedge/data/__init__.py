@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from cnnedge.data.split import Dataset, Split
+from cnnedge.data.tree import cannot_read
 from cnnedge.errors import DataError
 from cnnedge.progress import Progress, silent
 
@@ -34,7 +35,7 @@ def open_source(spec: str, *, seed: int = 0, progress: Progress = silent) -> Dat
         from cnnedge.data.signs import DEFAULT_COUNT, open_signs
 
         return open_signs(int(match[1] or DEFAULT_COUNT), seed)
-    if not Path(spec).exists():
+    if not _exists(Path(spec)):
         close = get_close_matches(spec, ["digits", "signs"], 1)
         meant = f"did you mean {close[0]}? " if close else ""
         raise DataError(
@@ -44,3 +45,10 @@ def open_source(spec: str, *, seed: int = 0, progress: Progress = silent) -> Dat
     from cnnedge.data.folder import open_folder
 
     return open_folder(Path(spec), seed, progress)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:  # a folder above it may not be read
+        raise cannot_read(path, error) from error

@@ -8,6 +8,7 @@ that another release made, counts for nothing.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from cnnedge.data.split import item_digest, map_ahead, workers
+from cnnedge.data.tree import cannot_read
 from cnnedge.errors import CnnEdgeError, ImageError
 from cnnedge.files import atomic_path, cache_folder
 from cnnedge.image import ImageContract, decode
@@ -69,6 +71,9 @@ def find(root: Path, paths: Sequence[Path], progress: Progress = silent) -> dict
 
     Returns:
         The SHA-256 of each one's content, or a sentence that says why it is no usable image.
+
+    Raises:
+        DataError: a file may not be read; the message names it.
     """
     store = _store_of(root) if len(paths) >= _FEWEST else None
     known = {} if store is None else _read(store)
@@ -106,7 +111,7 @@ def _look(path: Path, before: _Seen | None) -> tuple[Finding, _Seen | None]:
     try:
         facts = os.stat(path)  # before it is read: one that changes meanwhile is read again
     except OSError as error:
-        return f"{path} cannot be read ({error.strerror})", None
+        return _unread(path, error), None
     times = (facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
     if before is not None and (before.size, before.modified, before.changed) == times:
         return before.finding(path), before
@@ -117,13 +122,21 @@ def _look(path: Path, before: _Seen | None) -> tuple[Finding, _Seen | None]:
         decode(path, _PROBE)
         digest = item_digest(path)
     except ImageError as error:
+        if isinstance(error.__cause__, PermissionError):
+            raise cannot_read(path, error.__cause__) from error
         reason = str(error)
         if not settled or _passing(error.__cause__) or not reason.startswith(str(path)):
             return reason, None
         return reason, _Seen(*times, "", reason.removeprefix(str(path)))
     except OSError as error:
-        return f"{path} cannot be read ({error.strerror})", None
+        return _unread(path, error), None
     return digest, _Seen(*times, digest.hex(), "") if settled else None
+
+
+def _unread(path: Path, error: OSError) -> str:
+    if error.errno in (errno.EACCES, errno.EPERM):
+        raise cannot_read(path, error) from error
+    return f"{path} cannot be read ({error.strerror})"
 
 
 def _passing(cause: BaseException | None) -> bool:
@@ -143,7 +156,7 @@ def _made_by() -> dict[str, object]:
     """Return what decides what is found of a file."""
     from PIL import __version__
 
-    return {"format": 1, "pillow": __version__, "probe": _PROBE.to_dict()}
+    return {"format": 2, "pillow": __version__, "probe": _PROBE.to_dict()}
 
 
 def _read(store: Path) -> dict[str, _Seen]:

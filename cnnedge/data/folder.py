@@ -9,12 +9,13 @@ import numpy as np
 
 from cnnedge.data.findings import Finding, find
 from cnnedge.data.layout import find_layout, labelled
+from cnnedge.data.left_out import LeftOut, leave_out
 from cnnedge.data.split import Dataset, Split, stratified
 from cnnedge.data.tree import Tree, scan
 from cnnedge.errors import DataError
+from cnnedge.formats import readable_suffixes
 from cnnedge.progress import Progress, silent
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
 SHARES = (0.7, 0.1, 0.2)  # train, calibration, test
 CALIBRATION_SHARE = 0.1  # of train, where the test split is given
 
@@ -26,8 +27,9 @@ def open_folder(root: Path, seed: int, progress: Progress = silent) -> Dataset:
     is the test split and the calibration split is cut from the former; else all three are cut from
     the whole, stratified. Where there are both, ``val/`` is left alone, and said so in ``skipped``.
     Broken files are left out and named in ``skipped``, and so is a test image whose very content
-    is among the training images. What was found of each file of a large folder is kept, so that
-    only new and changed ones are read the next time; see `findings`.
+    is among the training images; ``told`` counts these and all else that is left out. What was
+    found of each file of a large folder is kept, so that only new and changed ones are read the
+    next time; see `findings`.
 
     Args:
         root: The folder.
@@ -35,14 +37,15 @@ def open_folder(root: Path, seed: int, progress: Progress = silent) -> Dataset:
         progress: Told how many files are looked at.
 
     Raises:
-        DataError: no such folder, one that cannot be read, fewer than two classes, too few images
-            of one, or folders that may be splits or classes.
+        DataError: no such folder; a folder or file that may not be read; fewer than two classes;
+            too few images of one; or folders that may be splits or classes.
     """
     if not root.is_dir():
         raise DataError(
             f"there is no folder {root}", fix="give digits, signs, signs:N or a folder of classes"
         )
-    layout = find_layout(scan(root, EXTENSIONS))
+    everything = scan(root, readable_suffixes())
+    layout = find_layout(everything)
     learning, held_out = layout.train.path, None if layout.test is None else layout.test.path
     classes = labelled(layout.train)
     labels = tuple(classes)
@@ -55,17 +58,19 @@ def open_folder(root: Path, seed: int, progress: Progress = silent) -> Dataset:
     tested = [] if layout.test is None else _candidates(labelled(layout.test), labels)
     found = find(root, [path for path, _ in listed + tested], progress)
     skipped: list[str] = []
-    paths, targets, digests = _images(listed, found, skipped)
+    left_out = leave_out(everything, layout)
+    paths, targets, digests = _images(listed, found, skipped, left_out)
     known = dict(zip(digests, range(len(digests)), strict=True))
     _require_images(targets, labels, 3 if held_out is None else 2, learning)
     why = f"only {learning} holds classes" if held_out is None else f"{held_out} is the test split"
     skipped += [f"{tree.path}: {why}" for tree in layout.unused]
     if held_out is not None:
-        test_paths, test_targets, test_digests = _images(tested, found, skipped)
+        test_paths, test_targets, test_digests = _images(tested, found, skipped, left_out)
         fresh = [i for i, digest in enumerate(test_digests) if digest not in known]
         for i in sorted(set(range(len(test_paths))) - set(fresh)):
             twin = paths[known[test_digests[i]]]
             skipped.append(f"{test_paths[i]}: the same content as {twin}, which is trained on")
+            left_out.counts["test image among those trained on"] += 1
         if not fresh:
             raise DataError(f"{held_out} holds no image to test on", fix="put images there")
         test = _split("test", test_paths, test_targets, test_digests, fresh)
@@ -75,6 +80,7 @@ def open_folder(root: Path, seed: int, progress: Progress = silent) -> Dataset:
     else:
         train_at, calibration_at, test_at = stratified(targets, SHARES, seed)
         test = _split("test", paths, targets, digests, test_at)
+    images = len(train_at) + len(calibration_at) + len(test)
     return Dataset(
         root.resolve().name,
         str(root),
@@ -83,6 +89,7 @@ def open_folder(root: Path, seed: int, progress: Progress = silent) -> Dataset:
         _split("calibration", paths, targets, digests, calibration_at),
         test,
         tuple(skipped),
+        left_out.line(images, len(labels)),
     )
 
 
@@ -102,7 +109,10 @@ def _candidates(classes: Mapping[str, Tree], labels: Sequence[str]) -> list[tupl
 
 
 def _images(
-    candidates: list[tuple[Path, int]], found: dict[Path, Finding], skipped: list[str]
+    candidates: list[tuple[Path, int]],
+    found: dict[Path, Finding],
+    skipped: list[str],
+    left_out: LeftOut,
 ) -> tuple[list[Path], np.ndarray, list[bytes]]:
     """Return the whole images of each class, their classes, and their content's hashes.
 
@@ -114,8 +124,10 @@ def _images(
         finding = found[path]
         if isinstance(finding, str):
             skipped.append(finding)
+            left_out.counts["broken image"] += 1
         elif finding in first:
             skipped.append(f"{path}: the same content as {first[finding]}")
+            left_out.counts["repeated image"] += 1
         else:
             first[finding] = path
             paths.append(path)

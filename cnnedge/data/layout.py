@@ -94,9 +94,9 @@ def _divided(root: Tree) -> Layout:
         ]
         if ambiguous and not all(given[name].classes() for name in others):
             name = ambiguous[0]
-            own = _some(nested[name].classes())
+            own = some(nested[name].classes())
             raise DataError(
-                f"{root.path} holds {name} with folders of its own ({own}) beside {_some(others)}: "
+                f"{root.path} holds {name} with folders of its own ({own}) beside {some(others)}: "
                 "is it a split or a class?",
                 fix=f"give {splits[name].path}, or rename it if it is a class",
             )
@@ -108,7 +108,7 @@ def _divided(root: Tree) -> Layout:
         by_split[str(_split_of(name))].append(name)
     if not by_split[_TRAIN]:
         raise DataError(
-            f"{root.path} holds {_some(given)}, and no train folder with class folders in it",
+            f"{root.path} holds {some(given)}, and no train folder with class folders in it",
             fix="make one sub-folder for each class in it, or give the folder of the classes",
         )
     test = next((names for split, names in by_split.items() if names and split != _TRAIN), [])
@@ -131,8 +131,8 @@ def _divided(root: Tree) -> Layout:
 def _require_same_classes(split: Tree, train: Tree) -> None:
     held, wanted = set(labelled(split)), set(labelled(train))
     more, less = sorted(held - wanted), sorted(wanted - held)
-    differ = [f"has classes that {train.path} lacks: {_some(more)}"] if more else []
-    differ += [f"lacks classes that {train.path} has: {_some(less)}"] if less else []
+    differ = [f"has classes that {train.path} lacks: {some(more)}"] if more else []
+    differ += [f"lacks classes that {train.path} has: {some(less)}"] if less else []
     if differ:
         raise DataError(
             f"{split.path} {'; it '.join(differ)}", fix="give both the same class folders"
@@ -179,13 +179,14 @@ def _refuse_same_below(folder: Tree) -> None:
     shared = set.intersection(*below) if below else set()
     if len(classes) > 1 and len(shared) > 1:
         raise DataError(
-            f"{_some(classes)} in {folder.path} hold the same sub-folders "
-            f"({_some(sorted(shared))}): which are the classes?",
+            f"{some(classes)} in {folder.path} hold the same sub-folders "
+            f"({some(sorted(shared))}): which are the classes?",
             fix="name splits train and test, or put the images of a class into its folder",
         )
 
 
-def _some(names: Collection[str]) -> str:
+def some(names: Collection[str]) -> str:
     """List the first of some names, short enough for a line."""
     shown = [name if len(name) <= _LONGEST else f"{name[:_LONGEST]}…" for name in names][:_MOST]
-    return ", ".join(shown) + (", …" if len(names) > _MOST else "")
+    line = ", ".join(shown) + (", …" if len(names) > _MOST else "")
+    return "".join(character if character.isprintable() else "?" for character in line)

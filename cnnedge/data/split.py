@@ -148,6 +148,8 @@ class Dataset:
         calibration: What activation ranges are taken from; never trained nor tested on.
         test: What accuracy is measured on.
         skipped: Files that were left out, each with the reason.
+        told: One line: how many images of how many classes, and how many of what was left out.
+            Empty where the images come from no folder.
     """
 
     name: str
@@ -157,6 +159,7 @@ class Dataset:
     calibration: Split
     test: Split
     skipped: tuple[str, ...] = ()
+    told: str = ""
 
 
 def workers() -> int:

@@ -114,6 +114,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _add_file(tree: Tree, name: str, suffixes: frozenset[str]) -> None:
     suffix = os.path.splitext(name)[1].lower()
+    suffix = suffix if suffix.isprintable() and suffix != "." else ""
     if name.lower() in _LITTER_FILES or name.startswith("._"):
         return
     if name.startswith("."):

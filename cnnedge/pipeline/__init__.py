@@ -32,7 +32,7 @@ from cnnedge.bundle import (
     weights_digest,
     write_labels,
 )
-from cnnedge.data import Split
+from cnnedge.data import Dataset, Split
 from cnnedge.engine import build_engines
 from cnnedge.errors import DataError
 from cnnedge.export import ExportedGraph
@@ -82,7 +82,12 @@ class Graph:
 
 
 def export_bundle(
-    recipe: Recipe, out: Path | str, *, force: bool = False, progress: Progress = silent
+    recipe: Recipe,
+    out: Path | str,
+    *,
+    force: bool = False,
+    progress: Progress = silent,
+    on_data: Callable[[Dataset], None] = lambda dataset: None,
 ) -> tuple[Bundle, list[str]]:
     """Build the bundle that a recipe asks for.
 
@@ -91,6 +96,7 @@ def export_bundle(
         out: The bundle's folder, which appears only once it is complete.
         force: Replace ``out`` where it is a bundle.
         progress: Told how far each step is.
+        on_data: Told of the data once it is open.
 
     Returns:
         The bundle, and warnings a user should read, one line each.
@@ -103,6 +109,7 @@ def export_bundle(
     for runtime in recipe.engines:
         open_library(runtime)  # likewise
     source, warnings = resolve(recipe, progress=progress)
+    on_data(source.dataset)
     with atomic_folder(out, overwrite=force) as folder:
         manifest = _build(source, recipe, folder, warnings, progress)
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")  # last: it completes

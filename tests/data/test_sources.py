@@ -306,7 +306,9 @@ def test_a_passing_failure_is_not_kept(tmp_path, reads, monkeypatch):
     root = make_folder(tmp_path / "pets", {"dog": 20, "cat": 20})
     with monkeypatch.context() as patch:
         for number, cause in enumerate((MemoryError("none"), OSError(5, "Input/output error"))):
-            patch.setattr("PIL.Image.open", lambda path, cause=cause: (_ for _ in ()).throw(cause))
+            patch.setattr(
+                "PIL.Image.open", lambda path, formats, cause=cause: (_ for _ in ()).throw(cause)
+            )
             with pytest.raises(DataError, match="0 usable"):
                 open_source(str(root))
             assert len(reads) == 40 * (number + 1)
