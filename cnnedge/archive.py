@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import stat
 import struct
 import tempfile
@@ -22,7 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cnnedge.errors import BundleError, CnnEdgeError
-from cnnedge.files import cannot_write, require_space
+from cnnedge.files import cannot_write, require_space, temporary_partial
+from cnnedge.partial import Partial
 
 MOST_ENTRIES = 4096
 MOST_TEXT = 16 * 2**20  # bytes of the manifest, and of a file for which it names no size
@@ -51,12 +51,10 @@ class Unpacked:
 
     def __init__(self, archive: Path) -> None:
         self.archive = archive
-        try:
-            self.folder = Path(tempfile.mkdtemp(prefix="cnnedge-"))
-        except OSError as error:
-            raise cannot_write(Path(tempfile.gettempdir()), error) from error
+        partial = temporary_partial()
+        self.folder = partial.new
         # A forked child must not take its parent's files away when it ends.
-        self._remove = weakref.finalize(self, _remove, self.folder, os.getpid())
+        self._remove = weakref.finalize(self, _remove, partial, os.getpid())
 
     def close(self) -> None:
         """Delete the folder now."""
@@ -263,6 +261,6 @@ def _refused(path: Path, what: str) -> BundleError:
     return BundleError(f"{path} holds {what}", fix="do not use this archive")
 
 
-def _remove(folder: Path, owner: int) -> None:
+def _remove(partial: Partial, owner: int) -> None:
     if os.getpid() == owner:
-        shutil.rmtree(folder, ignore_errors=True)
+        partial.close()

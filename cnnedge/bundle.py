@@ -21,15 +21,15 @@ import os
 import stat
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cnnedge.archive import MOST_TEXT, Sizes, Unpacked, is_archive, name_problem, unpack
 from cnnedge.errors import MALFORMED, BundleError
-from cnnedge.files import atomic_path, sha256, write_text
+from cnnedge.files import sha256
 from cnnedge.image import ImageContract
-from cnnedge.plan import PlanNote
+from cnnedge.partial import is_partial
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -267,8 +267,12 @@ def file_hashes(manifest: Manifest) -> dict[str, str]:
     return hashes | {engine.note: engine.note_sha256 for engine in manifest.engines}
 
 
-def _read_checked_manifest(root: Path, where: Path) -> Manifest:
-    """Return a folder's manifest, every file having been checked; ``where`` is for messages."""
+def read_manifest(root: Path, where: Path) -> Manifest:
+    """Return a folder's manifest, no file of it having been checked; ``where`` is for messages.
+
+    Raises:
+        BundleError: it is absent, or no manifest.
+    """
     path = place_inside(root, MANIFEST, where)
     if not path.is_file():
         what = "is no bundle: it has no manifest.json" if root.is_dir() else "does not exist"
@@ -281,7 +285,12 @@ def _read_checked_manifest(root: Path, where: Path) -> Manifest:
         raise BundleError(
             f"the manifest of {where} cannot be read ({error})", fix="copy or export it again"
         ) from error
-    manifest = _parse(text, where)
+    return _parse(text, where)
+
+
+def _read_checked_manifest(root: Path, where: Path) -> Manifest:
+    """Return a folder's manifest, every file having been checked; ``where`` is for messages."""
+    manifest = read_manifest(root, where)
     expected = file_hashes(manifest)
     for name in expected:
         place_inside(root, name, where)
@@ -319,51 +328,6 @@ def _claims_to_be_bundle(folder: Path) -> bool:
         return {"schema", "variants"} <= manifest.keys()
     except (OSError, *MALFORMED):
         return False
-
-
-def put_engine(
-    bundle: Bundle, note: PlanNote, plan: bytes, timing_cache: bytes | None = None
-) -> Bundle:
-    """Add a plan with its note to a bundle, in the place of the one of that name.
-
-    The manifest forgets the old plan before its file changes, and names the new one after: whatever
-    kills this leaves a bundle, at worst without that plan.
-
-    Returns:
-        The bundle with its new manifest.
-
-    Raises:
-        CnnEdgeError: the bundle cannot be written.
-    """
-    require_folder(bundle, "adding a plan")
-    root, sidecar = bundle.root, f"{note.file.removesuffix('.plan')}.json"
-    cache = None if note.timing_cache is None else str(note.timing_cache["file"])
-    others = tuple(engine for engine in bundle.manifest.engines if engine.file != note.file)
-    files = {name: entry for name, entry in bundle.manifest.files.items() if name != cache}
-    without = replace(bundle.manifest, engines=others, files=files)
-    for name in (note.file, sidecar, *(() if cache is None else (cache,))):
-        place_inside(root, name, bundle.origin)
-    if without != bundle.manifest:
-        write_text(root / MANIFEST, without.to_json())
-    with atomic_path(root / note.file) as temporary:
-        temporary.write_bytes(plan)
-    write_text(root / sidecar, note.to_json())
-    if cache is not None and timing_cache is not None:
-        with atomic_path(root / cache) as temporary:
-            temporary.write_bytes(timing_cache)
-        files |= describe_files(root, [cache])
-    engine = Engine(
-        note.variant,
-        note.runtime,
-        note.file,
-        note.sha256,
-        note.bytes,
-        sidecar,
-        sha256(root / sidecar),
-    )
-    manifest = replace(without, engines=(*others, engine), files=files)
-    write_text(root / MANIFEST, manifest.to_json())
-    return Bundle(root, manifest)
 
 
 def describe_files(root: Path, names: list[str]) -> dict[str, dict[str, Any]]:
@@ -408,6 +372,8 @@ def place_inside(root: Path, name: str, where: Path) -> Path:
             something else than an ordinary file. A file that is not there yet passes.
     """
     problem = "which lies outside the bundle" if name_problem(name) else None
+    if any(is_partial(part) for part in PurePosixPath(name).parts):
+        problem = "which is a part of an unfinished run"  # no signature covers that
     place = root
     for part in () if problem else PurePosixPath(name).parts:
         place = place / part

@@ -13,6 +13,7 @@ import numpy as np
 
 from cnnedge.errors import ModelError
 from cnnedge.files import atomic_path
+from cnnedge.partial import sweep
 
 Arrays = Mapping[str, Sequence[np.ndarray]]
 
@@ -110,8 +111,8 @@ def damaged(path: Path, error: Exception) -> ModelError:
 def remove_checkpoint(path: Path) -> None:
     """Remove a checkpoint, what a kill left of the next one, and the folder if it is empty then."""
     with suppress(OSError):
-        for file in (path, *path.parent.glob(f".{path.stem}.*.partial{path.suffix}")):
-            file.unlink(missing_ok=True)
+        sweep(path)
+        path.unlink(missing_ok=True)
         path.parent.rmdir()
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import hashlib
 import os
 import shutil
+import tempfile
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,33 +13,34 @@ from pathlib import Path
 from typing import Any
 
 from cnnedge.errors import CnnEdgeError, ModelError
+from cnnedge.partial import Partial, sweep
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` that replaces it when the block succeeds.
+    """Yield a temporary path of the same name that replaces ``path`` when the block succeeds.
 
     Raises:
         CnnEdgeError: the folder cannot be written, or the disk is full.
     """
     path = Path(path)
-    temporary = _partial(path)
+    place = path.absolute()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        sweep(place)
+        with Partial(place.parent) as partial:
+            temporary = partial.new / place.name
+            yield temporary
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
+            os.replace(temporary, place)
     except OSError as error:
         raise cannot_write(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):  # its folder may be what could not be made
-            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Yield a temporary folder beside ``path`` that takes its place when the block succeeds.
+    """Yield a temporary folder that takes the place of ``path`` when the block succeeds.
 
     The old folder, where there is one, is moved aside first and deleted last. Killed in between,
     it comes back at the next call. Of a link, what it points to is replaced.
@@ -48,34 +48,63 @@ def atomic_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
     Raises:
         CnnEdgeError: ``path`` exists and ``overwrite`` is false, or it cannot be written.
     """
-    place = Path(path).resolve()
-    temporary = place.parent / f".{place.name}.{os.getpid()}.partial"
-    aside = temporary.with_suffix(".old")
     try:
+        place = Path(path).resolve()
         place.parent.mkdir(parents=True, exist_ok=True)
-        _clear_up(place)
+        sweep(place)
         if place.exists() and not overwrite:
             raise CnnEdgeError(
                 f"{path} exists already", fix="choose another folder or pass --force"
             )
-        temporary.mkdir()
+        with Partial(place.parent) as partial:
+            temporary = partial.new / place.name
+            temporary.mkdir()
+            yield temporary
+            _swap(temporary, place, partial.old)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Yield a folder for what nobody keeps, among the system's temporary ones.
+
+    It goes in the end, or where the process was killed, when the next one makes its own.
+
+    Raises:
+        CnnEdgeError: it cannot be made.
+    """
+    with temporary_partial() as partial:
+        yield partial.new
+
+
+def temporary_partial() -> Partial:
+    """Return a `Partial` among the system's temporary folders, once those of the dead are swept.
+
+    Raises:
+        CnnEdgeError: it cannot be made.
+    """
+    parent = Path("the temporary folder")
     try:
-        yield temporary
-        if place.exists():
-            os.replace(place, aside)
-        try:
-            os.replace(temporary, place)
-        except BaseException:
-            if aside.exists():
-                os.replace(aside, place)
-            raise
-        shutil.rmtree(aside, ignore_errors=True)
+        parent = Path(tempfile.gettempdir())
+        sweep(parent / "cnnedge")
+        return Partial(parent)
     except OSError as error:
-        raise cannot_write(path, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        raise cannot_write(parent, error) from error
+
+
+def _swap(new: Path, place: Path, old: Path) -> None:
+    """Put one folder in the place of another, which is moved into ``old``."""
+    aside = old / place.name
+    if place.exists():
+        old.mkdir()
+        os.replace(place, aside)
+    try:
+        os.replace(new, place)
+    except BaseException:
+        if aside.exists():
+            os.replace(aside, place)
+        raise
 
 
 def require_keras_file(path: Path) -> None:
@@ -107,15 +136,13 @@ def require_writable(out: Path, *others: Path) -> None:
                 f"{path.parent} is a file, and a folder of that name is to be there",
                 fix="move it, or name another file",
             )
-    probe = out.with_suffix(f".{os.getpid()}.probe")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(bytes(4096))
+        sweep(out.absolute())
+        with Partial(out.absolute().parent) as probe:
+            (probe.new / out.name).write_bytes(bytes(4096))
     except OSError as error:
         raise cannot_write(out, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            probe.unlink()
 
 
 def require_space(folder: Path, needed: int, purpose: str) -> None:
@@ -179,23 +206,6 @@ def sha256(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _partial(path: Path) -> Path:
-    """Return the temporary place of ``path``; its ending stays, which some writers go by."""
-    return path.absolute().with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-
-
-def _clear_up(place: Path) -> None:
-    """Undo what a process that was killed half-way left beside ``place``."""
-    for left in place.parent.glob(f".{glob.escape(place.name)}.*"):
-        pid, _, ending = left.name[len(place.name) + 2 :].partition(".")
-        if not pid.isdigit() or Path(f"/proc/{pid}").exists() or not Path("/proc/self").exists():
-            continue
-        if ending == "old" and not place.exists():
-            os.replace(left, place)
-        elif ending in ("old", "partial"):
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def cannot_write(path: Path, error: OSError) -> CnnEdgeError:

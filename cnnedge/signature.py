@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 
 from cnnedge.archive import is_archive
 from cnnedge.bundle import MANIFEST, SIGNATURE, Bundle, open_bundle, require_folder
+from cnnedge.change import changing, unfinished
 from cnnedge.errors import (
     MALFORMED,
     BundleError,
@@ -28,7 +29,7 @@ from cnnedge.errors import (
     SignatureError,
     first_line,
 )
-from cnnedge.files import atomic_path
+from cnnedge.files import atomic_path, cannot_write, scratch_folder
 
 _MOST_BYTES = 16 << 20  # a signature of a hundred thousand files has as many
 _GENERATE = "make a pair with: openssl ecparam -name prime256v1 -genkey -noout -out private.pem"
@@ -71,29 +72,42 @@ def sign_bundle(
         MissingExtraError: the library is not installed.
     """
     library = _library("signing")
-    opened = open_bundle(bundle)
-    require_folder(opened, "signing")
-    root, key = opened.root.resolve(), Path(private_key)
-    if key.resolve().is_relative_to(root):
-        raise BundleError(
-            f"the private key {key} lies in the bundle, which you are about to hand over",
-            fix="move it to where only you can read it",
-        )
-    if (root / SIGNATURE).exists() and not overwrite:
-        raise BundleError(f"{bundle} is signed already", fix="pass --force to sign it anew")
-    _refuse_links(root, bundle)
-    strangers = sorted(_files(root) - opened.files())
-    if strangers:
-        raise BundleError(
-            f"{bundle} holds what its manifest does not name: {_some(strangers)}",
-            fix="remove it: a signature covers the whole folder",
-        )
-    with _key_errors(key, private=True):
-        config = library.Config().use_elliptic_key_signer(private_key=key)
-    config.set_hashing_config(_hashing())
-    with atomic_path(root / SIGNATURE) as temporary:
-        config.sign(root, temporary)
+    key, root = Path(private_key), Path(bundle).resolve()
+    if not root.is_dir():
+        require_folder(open_bundle(bundle), "signing")
+    with changing(root):
+        opened = open_bundle(bundle)
+        if key.resolve().is_relative_to(root):
+            raise BundleError(
+                f"the private key {key} lies in the bundle, which you are about to hand over",
+                fix="move it to where only you can read it",
+            )
+        if (root / SIGNATURE).exists() and not overwrite:
+            raise BundleError(f"{bundle} is signed already", fix="pass --force to sign it anew")
+        left = unfinished(root)
+        _refuse_links(root, bundle, left)
+        strangers = sorted(_files(root, left) - opened.files())
+        if strangers:
+            raise BundleError(
+                f"{bundle} holds what its manifest does not name: {_some(strangers)}",
+                fix="remove it: a signature covers the whole folder",
+            )
+        with _key_errors(key, private=True):
+            config = library.Config().use_elliptic_key_signer(private_key=key)
+        config.set_hashing_config(_hashing(left))
+        _write_signature(config, root)
     return _read(root / SIGNATURE, Path(bundle))[0]
+
+
+def _write_signature(config: Any, root: Path) -> None:
+    """Sign elsewhere, since all that lies in the folder is signed, and then put it there."""
+    with scratch_folder() as scratch:
+        try:
+            config.sign(root, scratch / SIGNATURE)
+        except OSError as error:
+            raise cannot_write(root / SIGNATURE, error) from error
+        with atomic_path(root / SIGNATURE) as temporary:
+            temporary.write_bytes((scratch / SIGNATURE).read_bytes())
 
 
 def check_signature(bundle: Path | str | Bundle, public_key: Path | str) -> Signature:
@@ -128,8 +142,9 @@ def check_signature(bundle: Path | str | Bundle, public_key: Path | str) -> Sign
             fix="get it from its maker, signed: cnnedge sign BUNDLE --key PRIVATE.pem",
         )
     signature, signed = _read(root / SIGNATURE, where)
-    _refuse_links(root, where)
-    config.set_hashing_config(_hashing())
+    left = unfinished(root)
+    _refuse_links(root, where, left)
+    config.set_hashing_config(_hashing(left))
     try:
         config.verify(root, root / SIGNATURE)
     except OSError as error:
@@ -138,9 +153,9 @@ def check_signature(bundle: Path | str | Bundle, public_key: Path | str) -> Sign
         ) from error
     # Whatever else goes wrong in there, the bundle is refused; these only find the words for it.
     except Exception as error:
-        raise _refusal(error, root, where, signed) from error
+        raise _refusal(error, root, where, signed, left) from error
     # The library goes by the signature's own list of what it need not cover.
-    uncovered = sorted(_files(root) - signed.keys())
+    uncovered = sorted(_files(root, left) - signed.keys())
     if uncovered:
         raise SignatureError(
             f"the signature of {where} does not cover {_some(uncovered)}",
@@ -171,14 +186,17 @@ def _library(part: str) -> Any:
         raise MissingExtraError(needed, "sign", purpose="signing bundles") from error
 
 
-def _hashing() -> Any:
-    """Return how files are hashed: all of them but the signature, links refused."""
-    return _library("hashing").Config().set_ignored_paths(paths=[SIGNATURE], ignore_git_paths=False)
+def _hashing(left: Collection[str]) -> Any:
+    """Return how files are hashed: all but the signature and what is unfinished, links refused."""
+    ignored = [SIGNATURE, *sorted(left)]
+    return _library("hashing").Config().set_ignored_paths(paths=ignored, ignore_git_paths=False)
 
 
-def _refuse_links(root: Path, bundle: Path | str) -> None:
+def _refuse_links(root: Path, bundle: Path | str, left: Collection[str]) -> None:
     for path in sorted(root.rglob("*")):
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+        if not _within(path.relative_to(root), left) and (
+            path.is_symlink() or not (path.is_file() or path.is_dir())
+        ):
             raise SignatureError(
                 f"{path.relative_to(root)} in {bundle} is a link or no ordinary file, which a "
                 "signature cannot vouch for",
@@ -186,9 +204,14 @@ def _refuse_links(root: Path, bundle: Path | str) -> None:
             )
 
 
-def _files(root: Path) -> set[str]:
-    found = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
-    return found - {SIGNATURE}
+def _files(root: Path, left: Collection[str]) -> set[str]:
+    found = {path.relative_to(root) for path in root.rglob("*") if path.is_file()}
+    return {path.as_posix() for path in found if not _within(path, left)} - {SIGNATURE}
+
+
+def _within(path: Path, left: Collection[str]) -> bool:
+    """Whether a path, within the bundle, is one of those that are left out, or lies in one."""
+    return any(place.as_posix() in left for place in (path, *path.parents))
 
 
 def _read(path: Path, where: Path) -> tuple[Signature, dict[str, str]]:
@@ -214,7 +237,7 @@ def _read(path: Path, where: Path) -> tuple[Signature, dict[str, str]]:
 
 
 def _refusal(
-    error: Exception, root: Path, bundle: Path | str, signed: dict[str, str]
+    error: Exception, root: Path, bundle: Path | str, signed: dict[str, str], left: Collection[str]
 ) -> SignatureError:
     """Return why a signature does not hold, in our words."""
     again = "do not use it; get it from its maker again"
@@ -229,7 +252,7 @@ def _refusal(
     if reason.startswith("Signature mismatch"):  # so the list of hashes itself is authentic
         found = {
             entry.identifier: entry.digest.digest_hex
-            for entry in _hashing().hash(root).resource_descriptors()
+            for entry in _hashing(left).hash(root).resource_descriptors()
         }
         altered = sorted(n for n in found.keys() & signed.keys() if found[n] != signed[n])
         added, missing = sorted(found.keys() - signed.keys()), sorted(signed.keys() - found.keys())

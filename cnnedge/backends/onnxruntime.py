@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 import onnxruntime as ort
 
 from cnnedge.errors import BackendError, first_line
+from cnnedge.files import scratch_folder
 from cnnedge.result import Staged
 
 # ORT rewrites a float bias between FP16 Q/DQ pairs as int32 with a scale computed in FP16, which
@@ -174,8 +174,8 @@ def profile(
     """
     options = _options(threads)
     options.enable_profiling = True
-    with tempfile.TemporaryDirectory() as folder:
-        options.profile_file_prefix = os.path.join(folder, "profile")
+    with scratch_folder() as folder:
+        options.profile_file_prefix = str(folder / "profile")
         session = ort.InferenceSession(
             model if isinstance(model, bytes) else os.fspath(model),
             options,

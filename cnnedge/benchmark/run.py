@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
@@ -29,7 +28,7 @@ from cnnedge.benchmark.suite import ModelEntry, Suite
 from cnnedge.bundle import MANIFEST, Bundle, open_bundle
 from cnnedge.data import Dataset, Split, open_source
 from cnnedge.errors import BackendError, BundleError, CnnEdgeError, DataError, GateError
-from cnnedge.files import sha256
+from cnnedge.files import scratch_folder, sha256
 from cnnedge.image import to_tensor
 from cnnedge.progress import Progress, silent
 from cnnedge.result import require_finite
@@ -109,8 +108,7 @@ def _measure(
     bundle = open_bundle(entry.bundle)
     found = Measured(bundle, entry)
     dataset, test = _data(bundle, entry, suite, progress, on_data)
-    with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
+    with scratch_folder() as scratch:
         converted = _convert(bundle, entry, suite, dataset, scratch, found.left_out)
         field = enter(bundle, entry, suite, converted)
         found.left_out += field.left_out

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import threading
 from pathlib import Path
 
@@ -49,6 +48,7 @@ def demo_command(
     """
     from cnnedge.bundle import open_bundle
     from cnnedge.demo import check_site_place, find_runtime, lay_site, open_server, page_variants
+    from cnnedge.files import scratch_folder
 
     opened = open_bundle(bundle)
     names = [v.name for v in page_variants(opened, variant)]
@@ -64,10 +64,8 @@ def demo_command(
         else:
             click.echo(f"{out}: put it on any file server, or: python -m http.server -d {out}")
         return
-    with tempfile.TemporaryDirectory(prefix="cnnedge-demo-") as temporary:
-        site = lay_site(
-            opened, Path(temporary) / "site", runtime, variant=variant, place=os.symlink
-        )
+    with scratch_folder() as temporary:
+        site = lay_site(opened, temporary / "site", runtime, variant=variant, place=os.symlink)
         with open_server(site, host, port) as server:
             if as_json:
                 print_json({"url": server.url, "folder": str(site), "variants": names})

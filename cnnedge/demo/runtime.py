@@ -7,13 +7,12 @@ import hashlib
 import shutil
 import subprocess
 import tarfile
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from cnnedge.errors import CnnEdgeError
-from cnnedge.files import atomic_folder, cache_folder, cannot_write, sha256
+from cnnedge.files import atomic_folder, cache_folder, cannot_write, scratch_folder, sha256
 
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
 # Of the package's tarball, as npm itself writes and checks it.
@@ -110,8 +109,8 @@ def _fetch(kept: Path) -> None:
             fix=f"install Node.js, or {_BY_HAND}",
         )
     try:
-        with tempfile.TemporaryDirectory(prefix="cnnedge-npm-") as temporary:
-            tarball = _pack(npm, Path(temporary))
+        with scratch_folder() as temporary:
+            tarball = _pack(npm, temporary)
             with atomic_folder(kept, overwrite=True) as folder:
                 unpack(tarball, folder)
     except OSError as error:

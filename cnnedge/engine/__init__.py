@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from cnnedge.bundle import Bundle, Variant, open_bundle, put_engine, require_folder
+from cnnedge.bundle import Bundle, Variant, open_bundle, require_folder
+from cnnedge.change import put_engine
 from cnnedge.engine.trtexec import trtexec_line
 from cnnedge.errors import BackendError, BundleError, GateError, MissingExtraError
 from cnnedge.machine import tool_versions

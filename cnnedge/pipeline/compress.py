@@ -6,7 +6,6 @@ reference .keras ──► compress ──► smaller .keras ──► export �
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -30,7 +29,7 @@ from cnnedge.compress.outcome import RecoveryEpoch
 from cnnedge.data import Dataset
 from cnnedge.data.split import refuse_overlap
 from cnnedge.errors import DataError, ModelError
-from cnnedge.files import require_keras_file, write_text
+from cnnedge.files import require_keras_file, scratch_folder, write_text
 from cnnedge.graph.write import write_onnx
 from cnnedge.pipeline.hardware import (
     IMAGES,
@@ -216,7 +215,7 @@ def _measure(
     forms = ("keras", "fp32") if data_free else ("keras", "fp32", "int8")
     answers: dict[tuple[str, str], Callable[[np.ndarray], np.ndarray]] = {}
     sizes: dict[tuple[str, str], int] = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         for name, network in networks.items():
             own = replace(source, model=network)
             graph = own.to_onnx().model
@@ -224,11 +223,10 @@ def _measure(
             sizes[name, "keras"] = 4 * int(network.count_params())
             graphs = {"fp32": graph}
             if "int8" in forms:
-                scratch = Path(folder)
-                seen = calibrate_source(own, recipe, graph, test, scratch, progress)
+                seen = calibrate_source(own, recipe, graph, test, folder, progress)
                 graphs["int8"] = seen.plain("int8").model
             for form, model in graphs.items():
-                path = Path(folder) / f"{len(answers)}.onnx"
+                path = folder / f"{len(answers)}.onnx"
                 write_onnx(model, path)
                 answers[name, form] = open_session(path)
                 sizes[name, form] = path.stat().st_size

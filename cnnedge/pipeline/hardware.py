@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 
 from cnnedge.compress import Timing
 from cnnedge.export import export_onnx
+from cnnedge.files import scratch_folder
 from cnnedge.graph.write import serialize
 from cnnedge.image import ImageContract
 from cnnedge.machine import this_machine
@@ -167,8 +166,8 @@ def _ready(model: Any) -> Callable[[], Any]:
 
 def _int8(model: Any, images: np.ndarray) -> Any:
     plan = make_plan(model, CPU if this_machine().has_int8_dot_product else CPU_REDUCED)
-    with tempfile.TemporaryDirectory() as scratch:
-        seen = calibrate(model, dict.fromkeys(plan.tensors), [images], Path(scratch))
+    with scratch_folder() as scratch:
+        seen = calibrate(model, dict.fromkeys(plan.tensors), [images], scratch)
     return quantize(model, plan, choose_ranges(seen, plan, "minmax")).model
 
 

@@ -21,7 +21,8 @@ from test_bundle import edit_manifest
 from test_single import error_of, golden, run
 
 from cnnedge.backends.onnxruntime import open_session
-from cnnedge.bundle import open_bundle, put_engine
+from cnnedge.bundle import open_bundle
+from cnnedge.change import put_engine
 from cnnedge.cli import main
 from cnnedge.errors import BundleError, CnnEdgeError
 from cnnedge.files import sha256
