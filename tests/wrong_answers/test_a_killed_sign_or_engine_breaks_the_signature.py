@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from click.testing import CliRunner
 from test_bundle import edit_manifest
 
 import cnnedge
-from cnnedge.bundle import MANIFEST, open_bundle
+from cnnedge.bundle import open_bundle
 from cnnedge.change import put_engine
 from cnnedge.cli import main
 from cnnedge.errors import BundleError, SignatureError
