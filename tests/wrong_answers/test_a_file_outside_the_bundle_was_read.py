@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cnnedge.bundle import MANIFEST, open_bundle, put_engine
+from cnnedge.bundle import MANIFEST, open_bundle
+from cnnedge.change import put_engine
 from cnnedge.demo import find_runtime, lay_site
 from cnnedge.demo.runtime import FILES
 from cnnedge.errors import BundleError, CnnEdgeError

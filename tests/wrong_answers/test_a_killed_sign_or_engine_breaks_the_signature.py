@@ -300,7 +300,7 @@ def test_a_plan_of_what_has_become_another_bundle_is_refused(bundle_copy):
     opened = open_bundle(bundle_copy)
     note = put(bundle_copy, "fp16", b"a plan").manifest.engines[0]
     edit_manifest(bundle_copy, lambda fields: fields["variants"].pop())
-    made = PlanNote.from_json(opened.path(note.note).read_text(), "note")
+    made = PlanNote.from_json((bundle_copy / note.note).read_text(), "note")
     with pytest.raises(BundleError, match="has become another bundle"):
         put_engine(opened, made, b"another plan")
     assert (bundle_copy / note.file).read_bytes() == b"a plan"
