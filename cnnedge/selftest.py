@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from cnnedge.bundle import SELFTEST, Bundle, Manifest
+from cnnedge.bundle import SELFTEST, Bundle, Manifest, Variant
 from cnnedge.data import Split
 from cnnedge.errors import BundleError, DataError
 from cnnedge.image import ImageContract, decode, to_tensor
+from cnnedge.result import limit_of
 
 GOLDEN = 8  # images
 INDEX = f"{SELFTEST}/selftest.json"
@@ -65,6 +66,7 @@ def write_selftest(
     reference: Callable[[np.ndarray], np.ndarray],
     variants: Mapping[str, Callable[[np.ndarray], np.ndarray]],
     fingerprints: Mapping[str, Callable[[np.ndarray], Fingerprints]],
+    limits: Mapping[str, float],
 ) -> list[str]:
     """Write the self-test of a bundle under construction; return its files' names.
 
@@ -75,6 +77,7 @@ def write_selftest(
         reference: The Keras reference: uint8 batch → probabilities.
         variants: Each variant, likewise.
         fingerprints: For each variant, uint8 batch → fingerprint of each layer's result.
+        limits: By how much a variant may differ from the reference, by precision.
     """
     (root / SELFTEST).mkdir()
     names = [_write_image(root, k, item) for k, item in enumerate(items[:GOLDEN])]
@@ -92,7 +95,7 @@ def write_selftest(
             name: {layer: _as_json(np.array(found)) for layer, found in run(tensors[:1]).items()}
             for name, run in fingerprints.items()
         },
-        "tolerance": TOLERANCE,
+        "tolerance": {p: max(most, limits.get(p, 0.0)) for p, most in TOLERANCE.items()},
     }
     (root / INDEX).write_text(json.dumps(index), encoding="utf-8")
     return [*names, TENSORS, INDEX]
@@ -140,7 +143,7 @@ def run_selftest(
             continue
         recorded = np.array(index["answers"][name], np.float64)  # null, which stands for NaN, too
         difference = float(np.abs(answers - recorded).max())
-        if difference <= TOLERANCE[precision]:
+        if difference <= tolerance(bundle.manifest.variant(name)):
             detail = f"{len(tensors)} golden images, answers within {difference:.1e}"
             reports.append(StageReport(name, None, detail))
             continue
@@ -155,6 +158,15 @@ def run_selftest(
         else:
             reports.append(StageReport(name, "output", f"answers differ by {difference:.1e}"))
     return reports
+
+
+def tolerance(variant: Variant) -> float:
+    """Return by how much a variant's answers may differ from those recorded elsewhere.
+
+    Where the model moves more than that by its own rounding, so do two machines.
+    """
+    own = limit_of(variant.precision, (variant.accuracy or {}).get("limit"))
+    return max(TOLERANCE[variant.precision], own or 0.0)
 
 
 def recorded_answers(bundle: Bundle, split: Split) -> np.ndarray | None:

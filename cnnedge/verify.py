@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from cnnedge.errors import BundleError, DataError, GateError, ModelError
 from cnnedge.files import sha256
 from cnnedge.image import ImageContract, normalize
 from cnnedge.progress import Progress, silent
-from cnnedge.result import Comparison, Verdict, compare, judge, require_finite
+from cnnedge.result import Comparison, Verdict, compare, judge, limit_of, require_finite
 from cnnedge.runtime import RunSettings, open_variant, runs_on, usable_variants
 from cnnedge.selftest import (
     Fingerprints,
@@ -195,6 +195,7 @@ def verify_bundle(
         achieved = _achieved(bundle, v)
         comparison, verdict = comparisons.get(v.name), None
         if comparison is not None:
+            comparison = replace(comparison, limit=limit_of(v.precision, _recorded_limit(v)))
             verdict = judge(
                 comparison,
                 precision=v.precision,
@@ -267,6 +268,10 @@ def compare_variants(
     is_variant = expected is None and name != REFERENCE
     require_finite(right, who, split.name_of, GateError if is_variant else ModelError)
     return {name: compare(answers[name], right, split.targets) for name in variants}, right
+
+
+def _recorded_limit(variant: Variant) -> Any:
+    return (variant.accuracy or {}).get("limit")
 
 
 def _chosen(bundle: Bundle, settings: RunSettings) -> list[Variant]:

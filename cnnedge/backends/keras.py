@@ -107,7 +107,12 @@ def load_model(path: Path | str) -> tuple[keras.Model, ModelNote | None]:
 
 
 def predict(
-    model: keras.Model, batch: np.ndarray, normalization: str, *, batch_size: int = 32
+    model: keras.Model,
+    batch: np.ndarray,
+    normalization: str,
+    *,
+    batch_size: int = 32,
+    move: Callable[[np.ndarray], np.ndarray] = lambda values: values,
 ) -> np.ndarray:
     """Return the reference answers to uint8 images.
 
@@ -116,12 +121,13 @@ def predict(
         batch: Images, uint8 ``[N, H, W, C]``.
         normalization: What the graph wants of its pixels, a name in `NORMALIZATIONS`.
         batch_size: How many images Keras sees at once.
+        move: Applied to the normalized values.
 
     Returns:
         float32 ``[N, classes]``.
     """
     answers = [
-        model(normalize(batch[i : i + batch_size], normalization), training=False).numpy()
+        model(move(normalize(batch[i : i + batch_size], normalization)), training=False).numpy()
         for i in range(0, len(batch), batch_size)
     ]
     return np.concatenate(answers).astype(np.float32, copy=False)

@@ -65,14 +65,23 @@ def show_bundle(bundle: Any) -> None:
             f"{row['megabytes']:.1f} MB",
             None if row["top1"] is None else f"{row['top1']:.2f} %",
             None if row["drop"] is None else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*row["drop"]),
-            None if row["max_abs_diff"] is None else f"{row['max_abs_diff']:.1e}",
+            _difference(row["max_abs_diff"], row["limit"]),
             None if row["median_ms"] is None else f"{row['median_ms']:.2f} ms",
             None if row["speed_up"] is None else f"{row['speed_up']:.1f}×",
             row["status"],
         )
         for row in variant_rows(bundle.manifest)
     ]
-    headers = ("variant", "size", "top-1", "drop [95 %]", "max |Δp|", "latency", "speed", "verdict")
+    headers = (
+        "variant",
+        "size",
+        "top-1",
+        "drop [95 %]",
+        "max |Δp| of limit",
+        "latency",
+        "speed",
+        "verdict",
+    )
     print_table(headers, rows, left=(0, 7))
     machine = bundle.manifest.machine
     click.echo(f"{machine['cpu']}, {machine['cores']} cores; batch 1")
@@ -167,7 +176,7 @@ def show_verification(found: Any) -> None:
                 None if c is None else f"{c.top1:.2%}",
                 None if c is None else f"{c.top5:.2%}",
                 None if c is None else f"{c.agreement:.2%}",
-                None if c is None else f"{c.max_abs_diff:.1e}",
+                None if c is None else _difference(c.max_abs_diff, c.limit),
                 None if c is None else "{:+.2f} [{:+.2f}, {:+.2f}]".format(c.drop, *c.interval),
                 _share(v.achieved.get("macs", {})),
                 _share(v.achieved.get("weights", {})),
@@ -175,7 +184,16 @@ def show_verification(found: Any) -> None:
             )
         )
     headers = (
-        *("variant", "ran on", "self-test", "top-1", "top-5", "agree", "max |Δp|", "drop [95 %]"),
+        *(
+            "variant",
+            "ran on",
+            "self-test",
+            "top-1",
+            "top-5",
+            "agree",
+            "max |Δp| of limit",
+            "drop [95 %]",
+        ),
         *("MACs in", "weights in", "gate"),
     )
     print_table(headers, rows, left=(0, 1, 2, 8, 9, 10))
@@ -190,6 +208,13 @@ def show_verification(found: Any) -> None:
         click.echo(
             f"the smallest drop that {compared[0].n} images could show: {smallest:.2f} points"
         )
+
+
+def _difference(largest: float | None, limit: float | None) -> str | None:
+    """Return by how much a probability differs, and by how much it may."""
+    if largest is None:
+        return None
+    return f"{largest:.1e}" + ("" if limit is None else f" of {limit:.1e}")
 
 
 def _share(shares: dict[str, float]) -> str:

@@ -49,6 +49,8 @@ from cnnedge.pipeline.int8 import (
     describe_quantization,
     guard_variant,
 )
+from cnnedge.pipeline.limits import measure_limits
+from cnnedge.pipeline.reference import moved_reference, weights_not_finite
 from cnnedge.plan import PlanOptions
 from cnnedge.progress import Progress, silent
 from cnnedge.quantize import quantize_dense_weights
@@ -141,9 +143,20 @@ def _build(
         reference,
         test,
         source.image,
-        who="the model itself" + _weights_not_finite(source.model),
+        who="the model itself" + weights_not_finite(source.model),
         progress=progress,
     )
+    limits = measure_limits(
+        moved_reference(source, exported.emitted),
+        test,
+        source.image,
+        answers,
+        {graph.precision: comparisons[graph.name] for graph in graphs},
+        progress,
+    )
+    for graph in graphs:
+        own = replace(comparisons[graph.name], limit=limits.get(graph.precision))
+        comparisons[graph.name] = own
     gate = _Gate(source, recipe, test, answers)
     verdicts = {g.name: gate.judge(g, comparisons[g.name]) for g in graphs}
     for index, graph in enumerate(graphs):
@@ -167,6 +180,7 @@ def _build(
         reference,
         run,
         {name: opened.fingerprint for name, opened in contestants.items()},
+        limits,
     )
     if answers.size <= MOST_RECORDED_ANSWERS:
         np.savez_compressed(folder / REFERENCE_ANSWERS, answers=answers)
@@ -361,15 +375,6 @@ def _reference(source: Source, emitted: str) -> Answer:
         return softmax(scores) if emitted == "logits" else scores
 
     return answer
-
-
-def _weights_not_finite(model: Any) -> str:
-    """Name the first weights that hold NaN or infinity, as a message goes on; or nothing."""
-    for variable in model.variables:
-        if not np.isfinite(values := variable.numpy().astype(np.float64)).all():
-            wrong = values.size - int(np.isfinite(values).sum())
-            return f", in which {wrong:,} of the weights of {variable.path} are NaN or infinite,"
-    return ""
 
 
 def _measure(

@@ -7,6 +7,7 @@ from typing import Any
 
 from cnnedge.benchmark.interleaved import Benchmark
 from cnnedge.bundle import Manifest, Variant
+from cnnedge.result import limit_of
 
 
 def variant_rows(manifest: Manifest) -> list[dict[str, Any]]:
@@ -22,6 +23,7 @@ def variant_rows(manifest: Manifest) -> list[dict[str, Any]]:
             "top1": 100 * reference["top1"] if trained else None,
             "drop": None,
             "max_abs_diff": None,
+            "limit": None,
             "median_ms": keras_ms,
             "speed_up": 1.0,
             "status": "reference",
@@ -51,6 +53,7 @@ def _variant_row(variant: Variant, keras_ms: float | None, trained: bool) -> dic
         if accuracy and trained
         else None,
         "max_abs_diff": accuracy.get("max_abs_diff"),
+        "limit": limit_of(variant.precision, accuracy.get("limit")) if accuracy else None,
         "median_ms": median if is_speed else None,
         "speed_up": keras_ms / median if keras_ms and median and is_speed else None,
         "status": verdict.get("status", "not verified"),

@@ -1,0 +1,44 @@
+"""The Keras reference as rounding moves it, and what in it is no number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from cnnedge.pipeline.limits import Moved
+from cnnedge.source import Source
+
+Answer = Callable[[np.ndarray], np.ndarray]
+
+
+def moved_reference(source: Source, emitted: str) -> Moved:
+    """Return the reference with all that is rounded moved by as much; see `measure_limits`."""
+    from cnnedge.backends.keras import predict, softmax
+    from cnnedge.backends.keras_rounding import moved, weights_moved
+
+    @contextmanager
+    def of(precision: str, draw: int) -> Iterator[Answer]:
+        rng = np.random.default_rng(draw)
+        move = partial(moved, precision=precision, rng=rng)
+
+        def answer(batch: np.ndarray) -> np.ndarray:
+            scores = predict(source.model, batch, source.normalization, move=move)
+            return softmax(scores) if emitted == "logits" else scores
+
+        with weights_moved(source.model, precision, rng):
+            yield answer
+
+    return of
+
+
+def weights_not_finite(model: Any) -> str:
+    """Name the first weights that hold NaN or infinity, as a message goes on; or nothing."""
+    for variable in model.variables:
+        if not np.isfinite(values := variable.numpy().astype(np.float64)).all():
+            wrong = values.size - int(np.isfinite(values).sum())
+            return f", in which {wrong:,} of the weights of {variable.path} are NaN or infinite,"
+    return ""
