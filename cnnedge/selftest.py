@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from cnnedge.bundle import SELFTEST, Bundle, Manifest, Variant
-from cnnedge.data import Split
+from cnnedge.data import Dataset, Split
+from cnnedge.data.labels import difference, in_order
 from cnnedge.errors import BundleError, DataError
 from cnnedge.image import ImageContract, decode, to_tensor
 from cnnedge.result import limit_of
@@ -196,6 +197,26 @@ def refuse_calibration_images(manifest: Manifest, split: Split) -> None:
                 f"the test {split.name_of(index)} is one that {manifest.name} was calibrated on",
                 fix="test on images that the export did not see, or with its own --seed",
             )
+
+
+def in_order_of(manifest: Manifest, dataset: Dataset) -> Dataset:
+    """Return a data source with its classes numbered as a bundle's are, matched by name.
+
+    That of a bundle with random weights is returned as it is.
+
+    Raises:
+        DataError: it has other classes.
+    """
+    if manifest.model.get("weights") == "random":
+        return dataset
+    found = in_order(dataset, manifest.labels)
+    if found is None:
+        raise DataError(
+            f"the labels of {dataset.spec} are not those of {manifest.name} "
+            f"({difference(dataset.labels, manifest.labels)})",
+            fix="give data with the same classes",
+        )
+    return found
 
 
 def first_divergence(expected: Fingerprints, here: Fingerprints, tolerance: float) -> str | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnedge.data import Dataset, open_source
+from cnnedge.data.labels import as_label, difference, in_order, read_labels, same_names
 from cnnedge.errors import DataError, MissingExtraError, ModelError
 from cnnedge.export import ExportedGraph, classifier_shape, export_onnx
 from cnnedge.image import ImageContract
@@ -115,11 +116,8 @@ def resolve(
     seed = recipe.seed if "seed" in recipe.model_fields_set else note.seed or recipe.seed
     dataset = open_source(spec or "digits", seed=seed, progress=progress)
     labels = _labels(recipe, note.labels, dataset if spec else None, model)
-    if spec is not None and dataset.labels != labels:
-        raise DataError(
-            f"{spec} has the classes {_brief(dataset.labels)}, the model has {_brief(labels)}",
-            fix="give the data that the model was trained on, or its labels with --labels",
-        )
+    if spec is not None:
+        dataset = _in_order(dataset, labels)
     image = replace(note.image, resize=recipe.resize or note.image.resize)
     normalization = recipe.preprocess or note.normalization
     if recipe.preprocess or note.weights == "user":
@@ -161,10 +159,13 @@ def _labels(
 ) -> tuple[str, ...]:
     classes = classifier_shape(model)[3]
     if recipe.labels is not None:
-        try:
-            labels = tuple(Path(recipe.labels).read_text(encoding="utf-8").splitlines())
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"cannot read the labels {recipe.labels}: {error}") from error
+        known = noted or (() if dataset is None else dataset.labels)
+        labels = read_labels(Path(recipe.labels), known)
+        if same_names(labels, noted) and list(map(as_label, noted)) != list(labels):
+            raise DataError(
+                f"{recipe.labels} has the labels of {recipe.model} in another order than its file",
+                fix="leave --labels out: the file knows the order of its outputs",
+            )
     elif noted:
         labels = noted
     elif dataset is not None:
@@ -177,6 +178,18 @@ def _labels(
             fix="give one label a line with --labels, in the order of the output",
         )
     return labels
+
+
+def _in_order(dataset: Dataset, labels: tuple[str, ...]) -> Dataset:
+    """Return the data with its classes numbered as the model's outputs are."""
+    found = in_order(dataset, labels)
+    if found is None:
+        raise DataError(
+            f"{dataset.spec} has the classes {_brief(dataset.labels)}, the model has "
+            f"{_brief(labels)} ({difference(dataset.labels, labels)})",
+            fix="give the data that the model was trained on, or its labels with --labels",
+        )
+    return found
 
 
 def _brief(labels: tuple[str, ...]) -> str:

@@ -20,6 +20,7 @@ from cnnedge.runtime import RunSettings, open_variant, runs_on, usable_variants
 from cnnedge.selftest import (
     Fingerprints,
     StageReport,
+    in_order_of,
     recorded_answers,
     refuse_calibration_images,
     run_selftest,
@@ -128,7 +129,7 @@ def verify_bundle(
     Raises:
         BundleError: the bundle is incomplete or was altered, or has nothing that the runtime runs.
         BackendError: the runtime is not to be had here.
-        DataError: the data's labels are not the bundle's.
+        DataError: the data's classes are not the bundle's.
         ModelError: there is nothing to resume, or it is damaged, or of another verification; or the
             reference itself answers NaN or infinity.
         GateError: likewise, and the reference is a variant of the bundle.
@@ -153,11 +154,7 @@ def verify_bundle(
     comparisons: dict[str, Comparison] = {}
     against, data = "the recorded answers to the golden images", "golden images alone"
     if dataset is not None:
-        if trained and dataset.labels != manifest.labels:
-            raise DataError(
-                f"the labels of {dataset.spec} are not those of {bundle.origin}",
-                fix="verify on data with the same classes in the same order",
-            )
+        dataset = in_order_of(manifest, dataset)
         split = dataset.test if limit is None else dataset.test.take(limit, seed=0)
         split = split.hashed(progress)
         refuse_calibration_images(manifest, split)

@@ -17,7 +17,7 @@ import numpy as np
 
 from cnnedge.benchmark.suite import ModelEntry, Suite
 from cnnedge.bundle import Bundle, Manifest, Variant
-from cnnedge.errors import BackendError, CnnEdgeError, DataError, MissingExtraError, ModelError
+from cnnedge.errors import BackendError, CnnEdgeError, MissingExtraError, ModelError
 from cnnedge.machine import this_machine
 from cnnedge.runtime import RUNTIMES as BUNDLE_RUNTIMES
 from cnnedge.runtime import RunSettings, runs_on, usable_variants
@@ -350,16 +350,3 @@ def litert_jobs(
         )
         for precision in wanted
     ]
-
-
-def check_labels(manifest: Manifest, labels: tuple[str, ...], spec: str) -> None:
-    """Refuse data of other classes than the bundle's.
-
-    Raises:
-        DataError: they differ, and the weights are not random.
-    """
-    if labels != manifest.labels and manifest.model.get("weights") != "random":
-        raise DataError(
-            f"the labels of {spec} are not those of {manifest.name}",
-            fix="measure on data with the same classes in the same order",
-        )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cnnedge.benchmark.accuracy import Answers, alive
-from cnnedge.benchmark.contestants import ON_GPU, check_labels, enter, litert_jobs
+from cnnedge.benchmark.contestants import ON_GPU, enter, litert_jobs
 from cnnedge.benchmark.document import KIND, SCHEMA, Measured, model_document
 from cnnedge.benchmark.environment import (
     conditions,
@@ -32,7 +32,7 @@ from cnnedge.files import scratch_folder, sha256
 from cnnedge.image import to_tensor
 from cnnedge.progress import Progress, silent
 from cnnedge.result import require_finite
-from cnnedge.selftest import recorded_answers, refuse_calibration_images
+from cnnedge.selftest import in_order_of, recorded_answers, refuse_calibration_images
 from cnnedge.sweep import checkpoint_place, sweep
 
 CALIBRATION_IMAGES = 128  # for what a peer's converter quantizes
@@ -66,7 +66,7 @@ def bench(
     Raises:
         BundleError: a bundle is incomplete or was altered.
         BackendError: nothing can be measured here, or there is no such runtime.
-        DataError: the data's labels are not the bundle's.
+        DataError: the data's classes are not the bundle's.
     """
     before = read_sensors()
     rounds: list[dict[str, Any]] = []
@@ -160,7 +160,7 @@ def _data(
         return None, None
     dataset = open_source(entry.data, seed=suite.seed, progress=progress)
     on_data(dataset)
-    check_labels(bundle.manifest, dataset.labels, dataset.spec)
+    dataset = in_order_of(bundle.manifest, dataset)
     test = dataset.test
     if suite.test_images is not None:
         test = test.take(suite.test_images, seed=0)
