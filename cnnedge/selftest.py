@@ -60,6 +60,39 @@ class StageReport:
     finite: bool = True
 
 
+def golden_images(split: Split, answers: np.ndarray) -> list[int]:
+    """Choose the images of a self-test: of every class and every answer that there is room for.
+
+    Images of one class would show no more than that a model still gives that one answer.
+
+    Args:
+        split: The test images.
+        answers: The reference's answers to them, ``[N, classes]``.
+
+    Returns:
+        Up to `GOLDEN` indices, ascending, the same ones every time: at least one of each of the
+        most common classes, and among those of a class one whose first answer is not there yet.
+    """
+    first = answers.argmax(1)
+    labels, counts = np.unique(split.targets, return_counts=True)
+    # Those that leave no choice go first, so that the others can make up for it.
+    common = sorted(
+        labels[np.argsort(-counts, kind="stable")][:GOLDEN],
+        key=lambda label: len(set(first[split.targets == label])),
+    )
+    rng = np.random.default_rng(0)
+    waiting = {t: list(rng.permutation(np.flatnonzero(split.targets == t))) for t in common}
+    chosen: list[int] = []
+    while len(chosen) < GOLDEN and any(waiting.values()):
+        for members in filter(None, waiting.values()):
+            seen = set(first[chosen])
+            new = next((i for i, at in enumerate(members) if first[at] not in seen), 0)
+            chosen.append(int(members.pop(new)))
+            if len(chosen) == GOLDEN:
+                break
+    return sorted(chosen)
+
+
 def write_selftest(
     root: Path,
     items: Sequence[Any],
@@ -73,7 +106,7 @@ def write_selftest(
 
     Args:
         root: The bundle's folder.
-        items: Image files or uint8 arrays, of which the first `GOLDEN` are taken.
+        items: Image files or uint8 arrays; see `golden_images`.
         image: The image contract.
         reference: The Keras reference: uint8 batch → probabilities.
         variants: Each variant, likewise.
@@ -81,7 +114,7 @@ def write_selftest(
         limits: By how much a variant may differ from the reference, by precision.
     """
     (root / SELFTEST).mkdir()
-    names = [_write_image(root, k, item) for k, item in enumerate(items[:GOLDEN])]
+    names = [_write_image(root, k, item) for k, item in enumerate(items)]
     tensors = np.stack([to_tensor(root / name, image) for name in names])
     np.savez_compressed(root / TENSORS, tensors=tensors)
     index = {

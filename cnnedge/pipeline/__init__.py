@@ -57,7 +57,7 @@ from cnnedge.quantize import quantize_dense_weights
 from cnnedge.recipe import Recipe
 from cnnedge.report import render_report
 from cnnedge.result import WEIGHT_ONLY, Comparison, Measurement, Verdict, compare, judge
-from cnnedge.selftest import GOLDEN, REFERENCE_ANSWERS, Fingerprints, write_selftest
+from cnnedge.selftest import REFERENCE_ANSWERS, Fingerprints, golden_images, write_selftest
 from cnnedge.source import Source, resolve
 from cnnedge.verify import compare_variants
 
@@ -175,7 +175,7 @@ def _build(
     bench = _measure(source, recipe, test, graphs, contestants, progress)
     files = write_selftest(
         folder,
-        [test.items[i] for i in range(min(GOLDEN, len(test)))],
+        [test.items[i] for i in golden_images(test, answers)],
         source.image,
         reference,
         run,
