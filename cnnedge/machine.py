@@ -81,6 +81,24 @@ class Machine:
         """Whether ONNX Runtime computes in FP16 on it: on Arm with half precision alone."""
         return "asimdhp" in self.isa
 
+    @property
+    def fastest_first(self) -> tuple[str, ...]:
+        """The precisions as CPUs of this instruction set run them as a rule, the fastest first.
+
+        FP16 is the last even where there is arithmetic for it: elsewhere it is emulated.
+        """
+        quantized = ("int8",) if self.has_int8_dot_product else ()
+        order = (*quantized, "fp32", "int8-weight", "int4-weight", "int8", "fp16")
+        return tuple(dict.fromkeys(order))
+
+    @property
+    def why_first(self) -> str:
+        """Why that order begins as it does, in a clause."""
+        found = [name for name in self.isa if name in _DOT_PRODUCT]
+        if found:
+            return f"this CPU has an int8 dot product ({', '.join(found)})"
+        return "this CPU has no int8 dot product, so INT8 need not be faster"
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON-able data."""
         return asdict(self) | {"isa": list(self.isa)}

@@ -240,7 +240,10 @@ class Recommendation:
 
 
 def recommend(
-    precision: str, speed: tuple[float, float, float] | None, lacks: str | None
+    precision: str,
+    speed: tuple[float, float, float] | None,
+    lacks: str | None,
+    doubt: str | None = None,
 ) -> Recommendation:
     """Apply the speed gate.
 
@@ -249,12 +252,15 @@ def recommend(
         speed: How many times faster than FP32 it is, both measured in turns, and the ratio's 95 %
             interval; None where it was not measured on this machine.
         lacks: What this machine lacks for the precision to be fast, in words, or None.
+        doubt: Why latencies of this run decide nothing, or None.
     """
     if precision == "fp32":
         return Recommendation(True, "what the others are held against")
     if speed is None:
         return Recommendation(False, "written for other runtimes: not measured on this machine")
     ratio, low, high = speed
+    if doubt is not None:
+        return Recommendation(False, f"not known: {doubt}", "fp32", ratio, (low, high))
     measured = f"{ratio:.2f}× the speed of fp32 [{low:.2f}, {high:.2f}]"
     if ratio >= SPEED_GATE and low > 1.0:
         return Recommendation(True, measured, "fp32", ratio, (low, high))

@@ -14,6 +14,20 @@ import pytest
 SIZE = 32
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quiet_machine():
+    """Let no test see how busy this machine is: what it asserts would hang on who else runs here.
+
+    What is timed in this process counts as stable, and nothing is known of others. A test of a busy
+    machine says what is read.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cnnedge.benchmark.load.read_cpu_times", lambda: None)
+        for module in ("rows", "interleaved"):
+            patch.setattr(f"cnnedge.benchmark.{module}.instabilities", lambda *of: [])
+        yield
+
+
 @pytest.fixture(scope="session")
 def digits():
     from cnnedge.data import open_source

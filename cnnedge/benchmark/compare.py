@@ -8,7 +8,7 @@ regressed only where it slowed down by more than the machine did.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -60,11 +60,13 @@ class Changes:
         rows: The changes.
         machine: How much faster the new run's machine was by its FP32 peak, and its interval.
         notes: What makes the comparison doubtful.
+        doubts: Whose latencies decide nothing, and why.
     """
 
     rows: tuple[Change, ...]
     machine: tuple[float, float, float] | None
     notes: tuple[str, ...]
+    doubts: tuple[str, ...] = ()
 
     @property
     def regressed(self) -> list[Change]:
@@ -76,6 +78,7 @@ class Changes:
         return {
             "machine": self.machine,
             "notes": list(self.notes),
+            "doubts": list(self.doubts),
             "regressed": bool(self.regressed),
             "changes": [asdict(row) for row in self.rows],
         }
@@ -93,12 +96,27 @@ def compare_results(
     """
     machine, resampled = _machine(old, new)
     rows: list[Change] = []
+    doubts: list[str] = []
     before = {model["name"]: model for model in old["models"]}
     for model in new["models"]:
-        if model["name"] in before:
-            rows += _model(before[model["name"]], model, resampled, tolerance)
+        if model["name"] not in before:
+            continue
+        found = _model(before[model["name"]], model, resampled, tolerance)
+        doubted = [
+            f"{model['name']}, the {which} result: {one['doubt']}"
+            for which, one in (("old", before[model["name"]]), ("new", model))
+            if one.get("doubt")
+        ]
+        rows += [_undecided(row, doubted[0]) for row in found] if doubted else found
+        doubts += doubted
     gone = sorted(set(before) - {model["name"] for model in new["models"]})
-    return Changes(tuple(rows), machine, tuple(_notes(old, new, gone)))
+    return Changes(tuple(rows), machine, tuple(_notes(old, new, gone)), tuple(doubts))
+
+
+def _undecided(row: Change, doubted: str) -> Change:
+    """Take back a verdict on a time; other figures do not mind a busy machine."""
+    timed = row.figure == "p50" or row.figure.startswith("offline")
+    return replace(row, verdict="not comparable", why=doubted) if timed else row
 
 
 def _model(

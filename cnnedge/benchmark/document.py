@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cnnedge.benchmark.accuracy import Answers, describe, examples
 from cnnedge.benchmark.contestants import ON_GPU, Contestant
+from cnnedge.benchmark.load import doubt, stable_ones
 from cnnedge.benchmark.peaks import Peaks, layer_bounds
 from cnnedge.benchmark.pick import pick
 from cnnedge.benchmark.rounds import Collected
 from cnnedge.benchmark.rows import contestant_row
 from cnnedge.benchmark.suite import ModelEntry, Suite
 from cnnedge.bundle import Bundle, Manifest
-from cnnedge.errors import BundleError, CnnEdgeError
+from cnnedge.errors import MALFORMED, BundleError, CnnEdgeError
+from cnnedge.machine import Machine
 
 SCHEMA = 1
 KIND = "cnnedge-benchmark"
@@ -43,7 +46,69 @@ def read_result(path: Path | str) -> dict[str, Any]:
             f"{path} has schema {found.get('schema')}, this cnnedge reads {SCHEMA}",
             fix="measure again, or use the cnnedge that wrote it",
         )
+    try:
+        for model in found["models"]:
+            if "doubt" not in model:  # written before busy machines were noticed
+                _doubt_anew(found, model)
+        found.setdefault("doubt", whole_doubt(found["models"]))
+    except MALFORMED as error:
+        raise CnnEdgeError(
+            f"{path} is no whole result of `cnnedge bench`", fix="measure again"
+        ) from error
     return found
+
+
+def _doubt_anew(document: Mapping[str, Any], model: dict[str, Any]) -> None:
+    """Judge an older document's model as one that is measured now."""
+    rows = model["contestants"]
+    leave_roof_out(rows)
+    others = (document["environment"].get("conditions") or {}).get("others")
+    model["doubt"] = doubt(others, stable_ones(rows))
+    if model["doubt"] is None:
+        return
+    told = dict(document["environment"]["machine"])
+    isa = tuple(told.get("isa") or ())
+    machine = Machine(told["cpu"], told.get("cores") or 1, isa, 0.0, told.get("system") or "")
+    known = re.search(r'cnnedge\.load\("([^"]+)"', model["pick"].get("how") or "")
+    model["pick"] = pick(
+        rows,
+        bundle=known[1] if known else model["name"],
+        max_drop=model["max_drop"],
+        judged=model["weights"] != "random",
+        doubt=model["doubt"],
+        machine=machine,
+        macs=model.get("macs"),
+    )
+
+
+def whole_doubt(models: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return why latencies of a document decide nothing, of those models where it is so."""
+    doubted = {model["name"]: model["doubt"] for model in models if model["doubt"]}
+    if len(set(doubted.values())) == 1 and len(doubted) == len(models):
+        return next(iter(doubted.values()))
+    return "; ".join(f"{name}: {why}" for name, why in doubted.items()) or None
+
+
+def leave_roof_out(rows: Sequence[dict[str, Any]]) -> None:
+    """Take back the roof where somebody ran faster than it: then it is none.
+
+    Of a whole network that is faster, everybody's shares are of a roof that is too low; of a single
+    layer, which may need fewer multiplications than are counted (Winograd), its own is.
+    """
+    roofs = [row["roofline"] for row in rows if row.get("roofline")]
+    refuted = any((roof.get("fraction") or 0.0) > 1.0 for roof in roofs)
+    for roof in roofs:
+        if refuted and roof.get("bound_ms") is not None:
+            roof.update(bound_ms=None, fraction=None, why=ABOVE_THE_ROOF)
+    for layer in (layer for row in rows for layer in row.get("layers") or ()):
+        if refuted or (layer.get("fraction") or 0.0) > 1.0:
+            layer.update(bound_ms=None, fraction=None)
+
+
+ABOVE_THE_ROOF = (
+    "somebody ran faster than the roof that was measured, so it was measured too low, as on a busy "
+    "machine, or for kernels that need fewer multiplications than are counted"
+)
 
 
 class Measured:
@@ -55,6 +120,7 @@ class Measured:
         self.left_out: list[tuple[str, str]] = []
         self.answers: Answers | None = None
         self.file: Path = bundle.root
+        self.others: dict[str, Any] | None = None
 
 
 def model_document(found: Measured, suite: Suite, peaks: Peaks | None) -> dict[str, Any]:
@@ -80,8 +146,11 @@ def model_document(found: Measured, suite: Suite, peaks: Peaks | None) -> dict[s
             row["waterfall"]["file"] = _describe_file(found.file)
         if row["duty_cycle"] is not None:
             row["duty_cycle"]["idle_s"] = suite.idle_seconds
+    leave_roof_out(rows)
+    doubted = doubt(found.others, stable_ones(rows))
     max_drop = manifest.max_drop if suite.max_drop is None else suite.max_drop
     layers, _ = graphs(found.collected[0].contestant)
+    macs = None if layers is None else sum(layer.macs for layer in layers)
     height, width, channels = manifest.image.shape
     data = None
     if found.answers is not None:
@@ -97,7 +166,7 @@ def model_document(found: Measured, suite: Suite, peaks: Peaks | None) -> dict[s
         "labels": list(manifest.labels),
         "image": manifest.image.to_dict(),
         "layout": f"{manifest.input} NHWC [N, {height}, {width}, {channels}]",
-        "macs": None if layers is None else sum(layer.macs for layer in layers),
+        "macs": macs,
         "max_drop": max_drop,
         "data": data,
         "baseline": None if baseline is None else baseline.contestant.name,
@@ -106,8 +175,14 @@ def model_document(found: Measured, suite: Suite, peaks: Peaks | None) -> dict[s
         "examples": None
         if found.answers is None
         else examples(found.answers, rows, manifest.labels, manifest.image),
+        "doubt": doubted,
         "pick": pick(
-            rows, bundle=os.path.normpath(found.entry.bundle), max_drop=max_drop, judged=judged
+            rows,
+            bundle=os.path.normpath(found.entry.bundle),
+            max_drop=max_drop,
+            judged=judged,
+            doubt=doubted,
+            macs=macs,
         ),
     }
 

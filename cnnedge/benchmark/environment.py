@@ -76,7 +76,7 @@ def read_sensors(root: Path = Path("/")) -> Sensors:
 def conditions(before: Sensors, after: Sensors, root: Path = Path("/")) -> dict[str, Any]:
     """Return under which conditions a run was measured, as docs/benchmark.md lists them."""
     cpus = root / "sys/devices/system/cpu"
-    governors = {_text(path) for path in cpus.glob("cpu[0-9]*/cpufreq/scaling_governor")}
+    governors = {text_of(path) for path in cpus.glob("cpu[0-9]*/cpufreq/scaling_governor")}
     clocks = [s.clock_mhz for s in (before, after) if s.clock_mhz is not None]
     steal = None
     if None not in (before.stolen, after.stolen, before.busy, after.busy):
@@ -86,7 +86,7 @@ def conditions(before: Sensors, after: Sensors, root: Path = Path("/")) -> dict[
         "governor": ", ".join(sorted(g for g in governors if g)) or None,
         "clock_mhz": round(sum(clocks) / len(clocks)) if clocks else None,
         "virtual": _hypervisor(root),
-        "cpu_limit": _cpu_limit(root),
+        "cpu_limit": cpu_limit(root),
         "load": _load(),
         "steal": None if steal is None else round(steal, 4),
     }
@@ -97,7 +97,8 @@ def now_utc() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def _text(path: Path) -> str | None:
+def text_of(path: Path) -> str | None:
+    """Return what a file of the system says; None where it does not."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
@@ -107,7 +108,7 @@ def _text(path: Path) -> str | None:
 def _numbers(paths: Any) -> list[float]:
     found = []
     for path in paths:
-        text = _text(path)
+        text = text_of(path)
         try:
             found.append(float(text or ""))
         except ValueError:  # a sensor that is there and says nothing
@@ -116,14 +117,14 @@ def _numbers(paths: Any) -> list[float]:
 
 
 def _cpuinfo_clock(root: Path) -> float | None:
-    lines = (_text(root / "proc/cpuinfo") or "").splitlines()
+    lines = (text_of(root / "proc/cpuinfo") or "").splitlines()
     clocks = [float(line.split(":")[1]) for line in lines if line.startswith("cpu MHz")]
     return sum(clocks) / len(clocks) if clocks else None
 
 
 def _cpu_seconds(root: Path) -> tuple[float | None, float | None]:
     """Return stolen and all CPU seconds; see proc(5), /proc/stat."""
-    fields = (_text(root / "proc/stat") or "").split("\n", 1)[0].split()
+    fields = (text_of(root / "proc/stat") or "").split("\n", 1)[0].split()
     if len(fields) < 9 or fields[0] != "cpu":
         return None, None
     ticks = [int(field) for field in fields[1:9]]
@@ -133,11 +134,11 @@ def _cpu_seconds(root: Path) -> tuple[float | None, float | None]:
 
 def _hypervisor(root: Path) -> str | None:
     """Return who hosts this machine, where it is a guest."""
-    vendor = _text(root / "sys/class/dmi/id/sys_vendor")
+    vendor = text_of(root / "sys/class/dmi/id/sys_vendor")
     flags = next(
         (
             line
-            for line in (_text(root / "proc/cpuinfo") or "").splitlines()
+            for line in (text_of(root / "proc/cpuinfo") or "").splitlines()
             if line.startswith("flags")
         ),
         "",
@@ -147,9 +148,9 @@ def _hypervisor(root: Path) -> str | None:
     return vendor or "a hypervisor"
 
 
-def _cpu_limit(root: Path) -> float | None:
+def cpu_limit(root: Path = Path("/")) -> float | None:
     """Return how many cores a container may use (cgroup v2); None: no limit that can be read."""
-    quota, _, period = (_text(root / "sys/fs/cgroup/cpu.max") or "").partition(" ")
+    quota, _, period = (text_of(root / "sys/fs/cgroup/cpu.max") or "").partition(" ")
     return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
 
 

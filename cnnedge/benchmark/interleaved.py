@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cnnedge.benchmark.environment import lacking
-from cnnedge.benchmark.statistics import paired_ratio
+from cnnedge.benchmark.load import Watch, doubt
+from cnnedge.benchmark.statistics import instabilities, paired_ratio
 from cnnedge.machine import this_machine
 from cnnedge.progress import Progress, silent
 from cnnedge.result import GpuTimes, Measurement, Recommendation, recommend
@@ -35,7 +36,7 @@ class Benchmark:
         measurements: One per contestant, the runtime call alone: uint8 tensor in, probabilities
             out; no decoding, no resizing.
         baseline: The contestant that ratios are quoted against.
-        environment: Machine, versions, threads, and what is timed.
+        environment: Machine, versions, threads, what is timed, and what `measure_watched` told.
         precisions: Of those that are variants of the bundle, by name.
     """
 
@@ -43,6 +44,11 @@ class Benchmark:
     baseline: str
     environment: Mapping[str, Any]
     precisions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def doubt(self) -> str | None:
+        """Why these latencies decide nothing; None: they do."""
+        return self.environment.get("doubt")
 
     def speed_up(self, name: str) -> tuple[float, float, float]:
         """Return how many times faster than the baseline, and the ratio's 95 % interval."""
@@ -52,7 +58,7 @@ class Benchmark:
         """Apply the speed gate to a variant of this bundle, measured here or not."""
         measured = {m.name for m in self.measurements}
         speed = self._speed(name, "fp32") if {name, "fp32"} <= measured else None
-        return recommend(precision, speed, lacking(precision, this_machine()))
+        return recommend(precision, speed, lacking(precision, this_machine()), self.doubt)
 
     def _speed(self, name: str, against: str) -> tuple[float, float, float]:
         blocks = {m.name: [m.blocks] for m in self.measurements}  # of one round: this process
@@ -75,6 +81,27 @@ class Benchmark:
             "environment": dict(self.environment),
             "measurements": rows,
         }
+
+
+def measure_watched(
+    contestants: Mapping[str, Callable[[], Any]],
+    *,
+    seconds: float = 10.0,
+    progress: Progress = silent,
+) -> tuple[list[Measurement], dict[str, Any]]:
+    """Time callables as `measure_interleaved` does, and see whether the machine was quiet.
+
+    Returns:
+        The measurements; and `others`, what others took of the CPUs (see `Watch.to_dict`), with
+        `doubt`, why the latencies decide nothing, or None.
+    """
+    watch = Watch()
+    watch.look()
+    with watch.watching():
+        measured = measure_interleaved(contestants, seconds=seconds, progress=progress)
+    others = watch.to_dict()
+    stable = [not instabilities([one.blocks], [True]) for one in measured]
+    return measured, {"others": others, "doubt": doubt(others, stable)}
 
 
 def measure_interleaved(

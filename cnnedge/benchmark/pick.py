@@ -5,25 +5,39 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cnnedge.benchmark.contestants import ON_GPU
 from cnnedge.benchmark.statistics import paired_ratio
+from cnnedge.machine import Machine, this_machine
+from cnnedge.runtime.choice import FASTEST_ON_GPU
 
 _EXTRAS = {"openvino": "openvino", "litert": "litert", "tensorrt": "tensorrt", "rtx": "rtx"}
 
 
 def pick(
-    rows: Sequence[Mapping[str, Any]], *, bundle: str, max_drop: float, judged: bool
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    bundle: str,
+    max_drop: float,
+    judged: bool,
+    doubt: str | None = None,
+    machine: Machine | None = None,
+    macs: int | None = None,
 ) -> dict[str, Any]:
     """Return the pick among a model's contestants, as docs/benchmark.md lists it.
 
     The fastest of those within the budget. Of those that are as fast within noise, one that
     `cnnedge.load` runs by default is taken before another tool's, then the smaller drop, then the
-    smaller file: an hour of measuring is no reason for one more dependency.
+    smaller file: an hour of measuring is no reason for one more dependency. Where latencies decide
+    nothing, the pick is by what is known of this kind of CPU, and says so.
 
     Args:
         rows: The contestants' rows.
         bundle: What the bundle is called.
         max_drop: The budget, in points of top-1.
         judged: Whether accuracy means anything: not with random weights.
+        doubt: Why latencies decide nothing, or None.
+        machine: What they were measured on; None: this one.
+        macs: Multiplications for one image, or None.
     """
     timed = [row for row in rows if row.get("single_stream")]
     reasons = {
@@ -35,24 +49,33 @@ def pick(
         return {
             "name": None,
             "title": None,
+            "by": None,
             "why": "nobody was measured within the accuracy budget",
             "how": None,
             "runners_up": [_runner_up(row, reasons[row["name"]] or "") for row in timed],
         }
-    fastest = min(fit, key=lambda row: row["single_stream"]["p50_ms"])
-    ratios = {row["name"]: _ratio(fastest, row) for row in fit}
-    tied = [row for row in fit if row is fastest or ratios[row["name"]][1] <= 1.0]
-    chosen = min(tied, key=_preference)
-    others = sorted(
-        (row for row in timed if row is not chosen), key=lambda row: row["single_stream"]["p50_ms"]
-    )
+    if doubt is None:
+        fastest = min(fit, key=lambda row: row["single_stream"]["p50_ms"])
+        ratios = {row["name"]: _ratio(fastest, row) for row in fit}
+        tied = [row for row in fit if row is fastest or ratios[row["name"]][1] <= 1.0]
+        chosen = min(tied, key=_preference)
+        why = _why(chosen, fastest, tied) + _lost(chosen, max_drop, judged) + _noted(chosen, tied)
+        rest = sorted(timed, key=lambda row: row["single_stream"]["p50_ms"])
+    else:
+        machine, rest = machine or this_machine(), timed
+        chosen = min(fit, key=lambda row: _by_arithmetic(row, machine))
+        why = f"which is the fastest is not known: {doubt}; by arithmetic it is this one: "
+        why += _arithmetic(chosen, machine, macs) + _lost(chosen, max_drop, judged)
+    others = [row for row in rest if row is not chosen]
+    beaten = _slower if doubt is None else _undecided
     return {
         "name": chosen["name"],
         "title": chosen["title"],
-        "why": _why(chosen, fastest, tied, max_drop, judged),
+        "by": "latency" if doubt is None else "arithmetic",
+        "why": why,
         "how": how(chosen, bundle),
         "runners_up": [
-            _runner_up(row, reasons[row["name"]] or _slower(chosen, row)) for row in others
+            _runner_up(row, reasons[row["name"]] or beaten(chosen, row)) for row in others
         ],
     }
 
@@ -105,35 +128,62 @@ def _ratio(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[float, f
 
 
 def _why(
-    chosen: Mapping[str, Any],
-    fastest: Mapping[str, Any],
-    tied: Sequence[Mapping[str, Any]],
-    max_drop: float,
-    judged: bool,
+    chosen: Mapping[str, Any], fastest: Mapping[str, Any], tied: Sequence[Mapping[str, Any]]
 ) -> str:
     found = f"{chosen['single_stream']['p50_ms']:.2f} ms"
     against = chosen["single_stream"].get("against")
     if against and against["name"] != chosen["name"]:
         low, high = against["interval"]
-        found += f", {against['ratio']:.2f}× [{low:.2f}, {high:.2f}] as fast as {against['name']}"
-    found = f"the fastest within the budget: {found}" if chosen is fastest else f"{found}"
+        if low <= 1.0 <= high:  # a factor that may be chance is none
+            found += f", [{low:.2f}, {high:.2f}] times as fast as {against['name']}"
+        else:
+            found += f", {against['ratio']:.2f}× [{low:.2f}, {high:.2f}] as fast as "
+            found += against["name"]
+    return f"the fastest within the budget: {found}" if chosen is fastest else found
+
+
+def _lost(chosen: Mapping[str, Any], max_drop: float, judged: bool) -> str:
+    """Return what it loses in accuracy, as a clause behind another."""
     accuracy = chosen.get("accuracy")
     if not judged:
-        found += "; its accuracy was not judged, since the weights are random"
-    elif accuracy:
-        low, high = accuracy["drop_interval_points"]
-        found += (
-            f"; top-1 drops {accuracy['drop_points']:+.2f} points [{low:+.2f}, {high:+.2f}] "
-            f"of {max_drop:g} allowed"
-        )
-        if high > max_drop:
-            found += f", unproven on {accuracy['n']} images"
+        return "; its accuracy was not judged, since the weights are random"
+    if not accuracy:
+        return ""
+    low, high = accuracy["drop_interval_points"]
+    found = (
+        f"; top-1 drops {accuracy['drop_points']:+.2f} points [{low:+.2f}, {high:+.2f}] "
+        f"of {max_drop:g} allowed"
+    )
+    return found + (f", unproven on {accuracy['n']} images" if high > max_drop else "")
+
+
+def _noted(chosen: Mapping[str, Any], tied: Sequence[Mapping[str, Any]]) -> str:
     equals = [row["title"] for row in tied if row is not chosen]
-    if equals:
-        found += f"; {', '.join(equals)} may be as fast"
+    found = f"; {', '.join(equals)} may be as fast" if equals else ""
     if not chosen["single_stream"]["stable"]:
         found += f"; unstable: {'; '.join(chosen['single_stream']['notes'])}"
     return found
+
+
+def _by_arithmetic(row: Mapping[str, Any], machine: Machine) -> tuple[Any, ...]:
+    """Return where a contestant stands in the order that is known without measuring."""
+    on_gpu = row["runtime"] in ON_GPU
+    what = row["variant"] if on_gpu else row["precision"]
+    order = FASTEST_ON_GPU.get(row["runtime"], ()) if on_gpu else machine.fastest_first
+    place = order.index(what) if what in order else len(order)
+    peer, drop, size = _preference(row)
+    return peer, not on_gpu, place, drop, size
+
+
+def _arithmetic(row: Mapping[str, Any], machine: Machine, macs: int | None) -> str:
+    count = "" if macs is None else f"{macs:,}" if macs < 1e6 else f"{macs / 1e6:,.0f} million"
+    work = f"{count} multiplications" if count else "its work"
+    found = f"{work} in {str(row['precision']).upper()}"
+    return found + (" on a GPU" if row["runtime"] in ON_GPU else f"; {machine.why_first}")
+
+
+def _undecided(chosen: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    return "its latency decides nothing here"
 
 
 def _slower(chosen: Mapping[str, Any], row: Mapping[str, Any]) -> str:

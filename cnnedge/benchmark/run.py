@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 
 from cnnedge.benchmark.accuracy import Answers, alive
 from cnnedge.benchmark.contestants import ON_GPU, enter, litert_jobs
-from cnnedge.benchmark.document import KIND, SCHEMA, Measured, model_document
+from cnnedge.benchmark.document import KIND, SCHEMA, Measured, model_document, whole_doubt
 from cnnedge.benchmark.environment import (
     conditions,
     describe_gpu,
@@ -20,6 +20,7 @@ from cnnedge.benchmark.environment import (
     now_utc,
     read_sensors,
 )
+from cnnedge.benchmark.load import Watch, banner
 from cnnedge.benchmark.peaks import best_of
 from cnnedge.benchmark.process import Link, call
 from cnnedge.benchmark.rounds import Start, Target, hold_rounds
@@ -49,6 +50,7 @@ def bench(
     resume: bool = False,
     progress: Progress = silent,
     on_data: Callable[[Dataset], None] = lambda dataset: None,
+    warn: Callable[[str], object] = lambda line: None,
 ) -> dict[str, Any]:
     """Run a suite.
 
@@ -59,6 +61,7 @@ def bench(
             Latencies are of one run, and taken anew.
         progress: Told how far it is.
         on_data: Told of the data of each bundle once it is open.
+        warn: Told before anything is measured what will spoil it, in a line.
 
     Returns:
         The result document; docs/benchmark.md lists its fields.
@@ -71,7 +74,8 @@ def bench(
     before = read_sensors()
     rounds: list[dict[str, Any]] = []
     measured = [
-        _measure(entry, suite, rounds, start, resume, progress, on_data) for entry in suite.models
+        _measure(entry, suite, rounds, start, resume, progress, on_data, warn)
+        for entry in suite.models
     ]
     peaks = best_of(rounds) if rounds else None
     models = [model_document(found, suite, peaks) for found in measured]
@@ -80,17 +84,27 @@ def bench(
         "schema": SCHEMA,
         "kind": KIND,
         "created": now_utc(),
+        "doubt": whole_doubt(models),
         "suite": suite.to_dict(),
         "environment": {
             **environment(suite.threads),
             "timed": TIMED,
             "batch": suite.batch,
-            "conditions": conditions(before, read_sensors()),
+            "conditions": {
+                **conditions(before, read_sensors()),
+                "others": _worst([found.others for found in measured]),
+            },
             "gpu": gpu,
         },
         "peaks": peak_rows(rounds, peaks) if peaks else None,
         "models": models,
     }
+
+
+def _worst(others: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    """Return what others took of the CPUs during the model where it was the most."""
+    found = [dict(one) for one in others if one is not None and one["during"] is not None]
+    return max(found, key=lambda one: one["during"], default=None)
 
 
 def _measure(
@@ -101,6 +115,7 @@ def _measure(
     resume: bool,
     progress: Progress,
     on_data: Callable[[Dataset], None],
+    warn: Callable[[str], object],
 ) -> Measured:
     """Measure one bundle; the machine's peaks are appended to ``rounds``."""
     if entry.scenarios is not None:
@@ -118,7 +133,13 @@ def _measure(
         target = _target(bundle, entry, test)
         found.file = target.file
 
+        watch = Watch(suite.threads)
+        watch.look()
+        if watch.busy is not None:
+            warn(banner(watch.busy))
+
         def peaks() -> None:
+            watch.stop()  # of the round before
             if start is None:
                 measured = "cnnedge.benchmark.peaks:measure_peaks"
                 try:
@@ -126,8 +147,10 @@ def _measure(
                 except BackendError as error:  # latencies are worth having without a roof
                     if "peaks" not in dict(found.left_out):
                         found.left_out.append(("peaks", str(error)))
+            watch.start()
 
         def answers(links: Mapping[str, Link]) -> None:
+            watch.stop()
             if dataset is not None and test is not None:
                 found.answers = _answer(
                     bundle, dataset.spec, test, suite, links, scratch, resume, found, progress
@@ -142,6 +165,7 @@ def _measure(
             at_the_end=answers,
             progress=progress,
         )
+    found.others = watch.to_dict()
     failures = [one.error for one in found.collected if one.error is not None]
     if len(failures) == len(found.collected):
         raise BackendError(f"nothing of {bundle.origin} can be measured here: {failures[0]}")

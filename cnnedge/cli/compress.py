@@ -17,7 +17,7 @@ from cnnedge.cli.shell import (
     progress_bar,
     tell_data,
 )
-from cnnedge.cli.show import print_json, print_table
+from cnnedge.cli.show import print_json, print_table, show_doubt
 from cnnedge.errors import GateError
 
 DEFAULT_MACS = 0.25
@@ -188,6 +188,8 @@ def _show(report: Any) -> None:
     result = report.result
     before, after = result.reference, result.kept
     baseline = report.find("reference", "keras").latency.median
+    doubt = report.environment.get("doubt")
+    show_doubt(doubt)
     costs = {"reference": before, "compressed": after}
     costs |= {
         f"macs {share:g}": candidate
@@ -206,7 +208,7 @@ def _show(report: Any) -> None:
                 f"{cost.macs / 1e6:,.1f} M",
                 f"{version.bytes / 1e6:.2f} MB",
                 f"{1e3 * version.latency.median:.2f} ms",
-                f"{baseline / version.latency.median:.1f}×",
+                None if doubt else f"{baseline / version.latency.median:.1f}×",
                 None if found is None else f"{100 * found.top1:.2f} %",
                 None if found is None else _drop(found),
             )

@@ -40,6 +40,14 @@ def _cell(value: Any) -> str:
     return "–" if value is None else escape(str(value))
 
 
+def show_doubt(doubt: str | None) -> None:
+    """Say above all figures, where it is so, that latencies decide nothing."""
+    from cnnedge.benchmark.load import banner
+
+    if doubt is not None:
+        click.secho(banner(doubt), bold=True)
+
+
 def show_stack(comparison: Any, as_json: bool) -> None:
     """Show a `StackComparison`."""
     if as_json:
@@ -57,8 +65,12 @@ def show_inspection(inspection: Any) -> None:
 
 def show_bundle(bundle: Any) -> None:
     """Show what was exported, as its manifest has it."""
-    from cnnedge.report import variant_rows
+    from cnnedge.report import doubt_of, variant_rows
 
+    doubt = doubt_of(bundle.manifest)
+    show_doubt(doubt)
+    if doubt is not None:
+        click.echo("cnnedge.load goes by the order that is known for its CPU's instruction set.")
     rows = [
         (
             row["title"],
@@ -89,7 +101,8 @@ def show_bundle(bundle: Any) -> None:
         for line in attempt_lines(variant.quantization or {}):
             click.echo(f"{variant.name}: {line}")
         found = variant.recommendation or {}
-        if found and not found["recommended"]:
+        doubted = bool((variant.latency or {}).get("doubt"))
+        if found and not found["recommended"] and not doubted:
             click.echo(f"{variant.name}: not recommended here: {found['reason']}")
     for engine in bundle.manifest.engines:
         click.echo(f"{engine.file}: {engine.bytes / 1e6:.1f} MB")
@@ -225,6 +238,7 @@ def show_result(document: Any) -> None:
     """Show a benchmark's result document."""
     from cnnedge.report.benchmark import HEADERS, main_rows, remarks
 
+    show_doubt(document.get("doubt"))
     for model in document["models"]:
         about = f"{model['layout']}, {model['weights']} weights"
         click.echo(f"{model['name']}: {about}")
@@ -316,6 +330,8 @@ def show_changes(changes: Any) -> None:
     """Show two results, compared."""
     from cnnedge.report.benchmark import CHANGE_HEADERS, change_rows
 
+    for doubt in changes["doubts"]:
+        click.secho(f"{doubt}; nothing is decided by its latencies", bold=True)
     quiet = {"same", "within noise"}
     rows = [
         row

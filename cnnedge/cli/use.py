@@ -228,7 +228,11 @@ def _measure(target: Path, resume: bool, options: dict[str, Any]) -> Any:
         chosen.setdefault("runtimes", installed_runtimes())
         suite = make_suite((ModelEntry(target, **entry),), chosen)
     with progress_bar() as progress:
-        return bench(suite, resume=resume, progress=progress, on_data=tell_data)
+        return bench(suite, resume=resume, progress=progress, on_data=tell_data, warn=_warn)
+
+
+def _warn(line: str) -> None:
+    click.echo(f"warning: {line}", err=True)
 
 
 def _compare(old: Path, new: Path, tolerance: float | None, as_json: bool) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from cnnedge.backends.tensorrt import open_library
 from cnnedge.benchmark.environment import environment
-from cnnedge.benchmark.interleaved import Benchmark, measure_interleaved
+from cnnedge.benchmark.interleaved import Benchmark, measure_watched
 from cnnedge.bundle import (
     LABELS,
     MANIFEST,
@@ -188,7 +188,7 @@ def _build(
     write_labels(folder, source.labels)
     files.append(LABELS)
 
-    latency = {m.name: _summary(m) for m in bench.measurements}
+    latency = {m.name: _summary(m, bench.doubt) for m in bench.measurements}
     variants = tuple(
         Variant(
             name=graph.name,
@@ -394,10 +394,9 @@ def _measure(
     for graph in graphs:
         if graph.target != "trt":  # a CPU would emulate it: its speed there means nothing
             contestants[graph.name] = partial(opened[graph.name].answer, image)
-    seconds = recipe.bench_seconds
-    measured = measure_interleaved(contestants, seconds=seconds, progress=progress)
+    measured, found = measure_watched(contestants, seconds=recipe.bench_seconds, progress=progress)
     precisions = {graph.name: graph.precision for graph in graphs}
-    return Benchmark(tuple(measured), "keras", environment(None), precisions)
+    return Benchmark(tuple(measured), "keras", environment(None) | found, precisions)
 
 
 def _precisions(recipe: Recipe, source: Source, warnings: list[str]) -> list[str]:
@@ -423,8 +422,8 @@ def _test_split(source: Source, recipe: Recipe) -> Split:
     return test if limit is None or limit >= len(test) else test.take(limit, seed=recipe.seed)
 
 
-def _summary(measurement: Measurement) -> dict[str, Any]:
+def _summary(measurement: Measurement, doubt: str | None) -> dict[str, Any]:
     summary = measurement.to_dict()
     for raw in ("samples_ms", "block", "name"):  # the raw samples are in the report
         del summary[raw]
-    return summary
+    return summary if doubt is None else summary | {"doubt": doubt}

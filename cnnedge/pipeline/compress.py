@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from cnnedge.benchmark.environment import environment
-from cnnedge.benchmark.interleaved import measure_interleaved
+from cnnedge.benchmark.interleaved import measure_watched
 from cnnedge.compress import (
     Candidate,
     CompressOptions,
@@ -78,7 +78,8 @@ class CompressReport:
         result: The networks.
         granularity: What the channels were rounded by; None where the user said.
         versions: The reference and the compressed network in every form.
-        environment: Machine, tools, threads.
+        environment: Machine, tools, threads, what others took of the machine, and `doubt`: why
+            the latencies decide nothing, or None.
         test_images: How many accuracy was measured on.
         files: What was written, the `.keras` file first.
     """
@@ -232,7 +233,7 @@ def _measure(
                 sizes[name, form] = path.stat().st_size
         calls = {f"{n}/{form}": partial(answers[n, form], image) for n, form in answers}
         seconds = recipe.bench_seconds
-        measured = measure_interleaved(calls, seconds=seconds, progress=progress)
+        measured, conditions = measure_watched(calls, seconds=seconds, progress=progress)
         compared: dict[tuple[str, str], Comparison] = {}
         if not data_free:
             compared = _compare(answers, source, test, progress)
@@ -245,7 +246,8 @@ def _measure(
         front = [result.path.with_suffix(f".pareto.{kind}") for kind in ("json", "csv", "png")]
         files += [*result.points, *front]
     images = 0 if data_free else len(test)
-    return CompressReport(result, granularity, versions, environment(None), images, tuple(files))
+    described = environment(None) | conditions
+    return CompressReport(result, granularity, versions, described, images, tuple(files))
 
 
 def _compare(

@@ -7,6 +7,8 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
+from cnnedge.benchmark.load import banner
+
 HEADERS = (
     *("contestant", "size", "top-1", "drop [95 %]", "p50", "p90", "p99", "speed [95 %]"),
     *("of roof", "cold start", "memory"),
@@ -17,16 +19,18 @@ CSV_HEADERS = ("model", "contestant", "runtime", "precision", "scenario", "at", 
 
 def main_rows(model: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     """Return the main table of a model, a row for each contestant, in the columns of `HEADERS`."""
-    return [_main_row(row) for row in model["contestants"]]
+    doubted = bool(model.get("doubt"))
+    return [_main_row(row, doubted) for row in model["contestants"]]
 
 
-def _main_row(row: Mapping[str, Any]) -> tuple[Any, ...]:
+def _main_row(row: Mapping[str, Any], doubted: bool) -> tuple[Any, ...]:
     single, accuracy = row["single_stream"] or {}, row["accuracy"] or {}
     against = single.get("against")
     speed = None
     if against:
         low, high = against["interval"]
-        speed = f"{against['ratio']:.2f}× [{low:.2f}, {high:.2f}]"
+        factor = "" if doubted else f"{against['ratio']:.2f}× "
+        speed = f"{factor}[{low:.2f}, {high:.2f}]"
     drop = None
     if accuracy:
         low, high = accuracy["drop_interval_points"]
@@ -64,7 +68,8 @@ def remarks(document: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
         )
     lines.append(where(document))
     found = model["pick"]
-    lines.append(f"pick: {found['title'] or 'none'}: {found['why']}")
+    by = ", by arithmetic alone" if found.get("by") == "arithmetic" else ""
+    lines.append(f"pick{by}: {found['title'] or 'none'}: {found['why']}")
     if found["how"]:
         lines.append(f"      {found['how']}")
     lines += [f"not {other['title']}: {other['why']}" for other in found["runners_up"]]
@@ -91,7 +96,7 @@ def where(document: Mapping[str, Any]) -> str:
 
 def as_markdown(document: Mapping[str, Any]) -> str:
     """Return the main tables as Markdown."""
-    parts = []
+    parts = [f"> **{banner(document['doubt'])}**\n"] if document.get("doubt") else []
     for model in document["models"]:
         lines = [
             f"**{model['name']}**, {model['layout']}, {model['weights']} weights:",
@@ -99,7 +104,7 @@ def as_markdown(document: Mapping[str, Any]) -> str:
             "| " + " | ".join(HEADERS) + " |",
             "|---" * len(HEADERS) + "|",
         ]
-        chosen = model["pick"]["name"]
+        chosen = None if model.get("doubt") else model["pick"]["name"]
         for source, row in zip(model["contestants"], main_rows(model), strict=True):
             cells = [markdown_cell(cell) for cell in row]
             if source["name"] == chosen:
@@ -123,6 +128,8 @@ def as_csv(document: Mapping[str, Any]) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(CSV_HEADERS)
     for model in document["models"]:
+        if model.get("doubt"):
+            writer.writerow((model["name"], "", "", "", "conditions", "", "doubt", model["doubt"]))
         for row in model["contestants"]:
             who = (model["name"], row["name"], row["runtime"], row["precision"])
             for scenario, at, figure, value in _figures(row):

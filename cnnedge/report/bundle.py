@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from cnnedge.benchmark.interleaved import Benchmark
+from cnnedge.benchmark.load import banner
 from cnnedge.bundle import Manifest, Variant
 from cnnedge.result import limit_of
 
@@ -25,7 +26,7 @@ def variant_rows(manifest: Manifest) -> list[dict[str, Any]]:
             "max_abs_diff": None,
             "limit": None,
             "median_ms": keras_ms,
-            "speed_up": 1.0,
+            "speed_up": None if doubt_of(manifest) else 1.0,
             "status": "reference",
             "reason": "",
             "int8_macs": None,
@@ -40,7 +41,8 @@ def variant_rows(manifest: Manifest) -> list[dict[str, Any]]:
 
 def _variant_row(variant: Variant, keras_ms: float | None, trained: bool) -> dict[str, Any]:
     accuracy, verdict = variant.accuracy or {}, variant.verdict or {}
-    median = (variant.latency or {}).get("median_ms")
+    latency = variant.latency or {}
+    median, doubted = latency.get("median_ms"), bool(latency.get("doubt"))
     # The TensorRT graph runs on the CPU for its answers; its speed there is emulation.
     is_speed = variant.target != "trt"
     speed = variant.recommendation or {}
@@ -55,14 +57,20 @@ def _variant_row(variant: Variant, keras_ms: float | None, trained: bool) -> dic
         "max_abs_diff": accuracy.get("max_abs_diff"),
         "limit": limit_of(variant.precision, accuracy.get("limit")) if accuracy else None,
         "median_ms": median if is_speed else None,
-        "speed_up": keras_ms / median if keras_ms and median and is_speed else None,
+        "speed_up": keras_ms / median if keras_ms and median and is_speed and not doubted else None,
         "status": verdict.get("status", "not verified"),
         "reason": verdict.get("reason", ""),
         "int8_macs": variant.achieved.get("macs", {}).get("int8"),
         "is_speed": is_speed,
-        "recommended": speed.get("recommended"),
+        "recommended": None if doubted else speed.get("recommended"),
         "advice": speed.get("reason", ""),
     }
+
+
+def doubt_of(manifest: Manifest) -> str | None:
+    """Return why a bundle's latencies decide nothing, as the export found; None: they do."""
+    latencies = [manifest.reference.get("latency"), *(v.latency for v in manifest.variants)]
+    return next((str(one["doubt"]) for one in latencies if one and one.get("doubt")), None)
 
 
 def attempts(manifest: Manifest) -> list[dict[str, Any]]:
@@ -101,9 +109,11 @@ def render_report(manifest: Manifest, bench: Benchmark) -> str:
         loader=PackageLoader("cnnedge"), autoescape=select_autoescape(), trim_blocks=True
     )
     rows = variant_rows(manifest)
+    doubted = doubt_of(manifest)
     slowest = max((row["median_ms"] or 0.0 for row in rows), default=0.0)
     return environment.get_template("report.html").render(
         m=manifest,
+        banner=None if doubted is None else banner(doubted),
         rows=rows,
         bench=bench.to_dict(),
         slowest=slowest or 1.0,

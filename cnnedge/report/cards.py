@@ -63,7 +63,9 @@ def cards_of(model: Row, prefix: str, style: Mapping[str, Look]) -> list[Card]:
         # "<" could end the script element that holds it, whatever the labels are.
         json = drawn.to_json().replace("<", "\\u003c").replace("&", "\\u0026")
         height = int(drawn.layout.height)
-        return Chart(f"{prefix}-{name}", "", json, height, keys, how, finds)
+        # A sentence on who is faster would decide what latencies here cannot.
+        said = finds if not model.get("doubt") or name.startswith("confusion") else ""
+        return Chart(f"{prefix}-{name}", "", json, height, keys, how, said)
 
     def contestants(kept: Sequence[Row]) -> list[Key]:
         looked = ((c["name"], title_of(c), style[c["name"]]) for c in kept)
@@ -231,7 +233,8 @@ def _front_card(
             "Down and to the left is better; the line joins those that nothing else beats on both "
             "axes. No accuracy was measured."
         )
-    drawn = figures.front(points, style, at(model, "pick", "name"), floor)
+    pick = None if model.get("doubt") else at(model, "pick", "name")
+    drawn = figures.front(points, style, pick, floor)
     finds = findings.front(best, len(points) - len(best), floor)
     return Card(title, [chart("front", drawn, contestants(kept), how, finds)])
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from cnnedge.benchmark.load import banner
 from cnnedge.errors import MissingExtraError
 from cnnedge.report import table
 from cnnedge.report.cards import cards_of
@@ -29,6 +30,7 @@ def render_page(document: Mapping[str, Any]) -> str:
     style = looks(c["name"] for m in models for c in m.get("contestants") or [])
     return _template().render(
         title=at(document, "suite", "name") or "Benchmark",
+        banner=banner(document["doubt"]) if document.get("doubt") else None,
         where=table.environment_line(document),
         models=[_model(m, f"m{i}", style) for i, m in enumerate(models)],
         about=table.about_run(document),
@@ -88,7 +90,8 @@ def _model(model: Row, prefix: str, style: Mapping[str, Look]) -> dict[str, Any]
         "random": model.get("weights") == "random",
         "budget": table.points(model.get("max_drop")),
         "pick": pick,
-        "picked": next((row for row in rows if row["pick"]), None),
+        "picked": next((row for row in rows if row["name"] == pick.get("name")), None),
+        "doubt": model.get("doubt"),
         "baseline": next((row["title"] for row in rows if row["baseline"]), None),
         "rows": rows,
         "accurate": any(row["top1"] != NONE for row in rows),

@@ -22,7 +22,8 @@ from cnnedge.report.style import (
 
 def rows(model: Row, looks: Mapping[str, Look]) -> list[dict[str, Any]]:
     """Return one row of texts for each contestant, in the document's order."""
-    pick = at(model, "pick", "name")
+    doubted = bool(model.get("doubt"))
+    pick = None if doubted else at(model, "pick", "name")
     return [
         {
             "name": c["name"],
@@ -35,7 +36,7 @@ def rows(model: Row, looks: Mapping[str, Look]) -> list[dict[str, Any]]:
             "size": NONE if c.get("bytes") is None else f"{number(c['bytes'] / 1e6)} MB",
             **_accuracy(c, model),
             **{p: ms(at(c, "single_stream", f"{p}_ms")) for p in ("p50", "p90", "p99")},
-            **_ratio(c, model.get("baseline")),
+            **_ratio(c, model.get("baseline"), doubted),
             "roofline": percent(at(c, "roofline", "fraction")),
             "memory": _memory(at(c, "memory", "peak_mib")),
             "unstable": at(c, "single_stream", "stable") is False,
@@ -187,6 +188,7 @@ def about_run(document: Row) -> list[tuple[str, str]]:
         "virtual machine": conditions.get("virtual"),
         "container's limit": _with_unit(conditions.get("cpu_limit"), "cores"),
         "load": _plainly(conditions.get("load")),
+        "CPUs that others took": _plainly(conditions.get("others")),
         "taken by other guests of the host": None if steal is None else percent(steal, 1),
     }
     unknown = [name for name, text in told.items() if not text]
@@ -225,15 +227,19 @@ def _accuracy(contestant: Row, model: Row) -> dict[str, str]:
     return texts
 
 
-def _ratio(contestant: Row, baseline: Any) -> dict[str, str]:
+def _ratio(contestant: Row, baseline: Any, doubted: bool) -> dict[str, Any]:
+    """Return a ratio's texts; one that a headline may bear is told from chance."""
     ratio = at(contestant, "single_stream", "against", "ratio")
+    nothing = {"ratio_between": "", "headline": False}
     if contestant["name"] == baseline:
-        return {"ratio": "1×", "ratio_between": ""}
+        return {"ratio": "1×", **nothing}
     if ratio is None:
-        return {"ratio": NONE, "ratio_between": ""}
-    low, high = at(contestant, "single_stream", "against", "interval") or (None, None)
-    between = "" if low is None else f"[{number(low, 2)}, {number(high, 2)}]"
-    return {"ratio": f"{number(ratio, 2)}×", "ratio_between": between}
+        return {"ratio": NONE, **nothing}
+    interval = at(contestant, "single_stream", "against", "interval")
+    between = f"[{number(interval[0], 2)}, {number(interval[1], 2)}]" if interval else ""
+    chance = bool(interval) and interval[0] <= 1.0 <= interval[1]
+    factor = NONE if doubted else f"{number(ratio, 2)}×"
+    return {"ratio": factor, "ratio_between": between, "headline": not doubted and not chance}
 
 
 def _of_image(kept: Any, image: Any) -> Any:

@@ -13,7 +13,7 @@ from cnnedge.plan import experimental
 # What each runtime of a GPU runs, the fastest first as a rule. The CUDA provider has no INT8
 # convolutions; TensorRT takes the INT8 that is written for it. TensorRT-RTX writes FP32 between
 # INT8 convolutions, 2.5 times the bytes of FP16, and nobody has timed it: it comes last.
-_ON_GPU = {
+FASTEST_ON_GPU = {
     "cuda": ("fp16", "fp32"),
     "ort-tensorrt": ("int8-trt", "fp16", "fp32"),
     "ort-rtx": ("fp16", "fp32", "int8-trt"),
@@ -42,8 +42,10 @@ def choose(
     """Pick the variant to run, and say why.
 
     On a CPU, of the verified variants: where the bundle was measured on this very CPU model, the
-    fastest that its speed gate recommends; else INT8 if this CPU has an int8 dot product, else
-    FP32. On a GPU, the verified one that is the fastest there as a rule.
+    fastest that its speed gate recommends; else, and where its latencies are marked as doubtful,
+    by the order that is known for this CPU's instruction set: INT8 first if it has an int8 dot
+    product, else FP32; FP16 last. On a GPU, the verified one that is the fastest
+    there as a rule.
 
     Args:
         bundle: The bundle.
@@ -59,7 +61,7 @@ def choose(
         variant = bundle.manifest.variant(name)
         doubt = experimental(runtime.removeprefix("ort-"), variant.precision)
         return Choice(variant, f"asked for by name{f'; {doubt}' if doubt else ''}")
-    if runtime in _ON_GPU:
+    if runtime in FASTEST_ON_GPU:
         return _choose_on_gpu(bundle, runtime, usable)
     return _choose_on_cpu(bundle, runtime)
 
@@ -68,25 +70,25 @@ def runs_on(variant: Variant, runtime: str) -> bool:
     """Whether a variant's graph is written for a runtime."""
     if runtime == "openvino":
         return variant.name in _ON_OPENVINO
-    return variant.target != "trt" if runtime == "cpu" else variant.name in _ON_GPU[runtime]
+    return variant.target != "trt" if runtime == "cpu" else variant.name in FASTEST_ON_GPU[runtime]
 
 
 def _choose_on_gpu(bundle: Bundle, runtime: str, usable: Collection[str] | None) -> Choice:
     fit = [
         variant
-        for name in _ON_GPU[runtime]
+        for name in FASTEST_ON_GPU[runtime]
         for variant in bundle.manifest.variants
         if variant.name == name and variant.verified and (usable is None or name in usable)
     ]
     if not fit:
         raise BundleError(
             f"no verified variant of {bundle.origin} runs on {runtime}",
-            fix=f"export one of {', '.join(_ON_GPU[runtime])}, or name a --variant",
+            fix=f"export one of {', '.join(FASTEST_ON_GPU[runtime])}, or name a --variant",
         )
     doubt = experimental(runtime.removeprefix("ort-"), fit[0].precision)
     if doubt is not None:
         return Choice(fit[0], f"all that was verified and runs on {runtime}; {doubt}")
-    return Choice(fit[0], f"the first of {', '.join(_ON_GPU[runtime])} that was verified")
+    return Choice(fit[0], f"the first of {', '.join(FASTEST_ON_GPU[runtime])} that was verified")
 
 
 def _choose_on_cpu(bundle: Bundle, runtime: str) -> Choice:
@@ -97,16 +99,17 @@ def _choose_on_cpu(bundle: Bundle, runtime: str) -> Choice:
             f"no variant of {bundle.origin} was verified", fix="run `cnnedge verify` on it first"
         )
     machine = this_machine()
+    doubts = [v.latency["doubt"] for v in fit if v.latency and v.latency.get("doubt")]
     timed = [v for v in fit if v.latency is not None and v.recommended]
-    if runtime == "cpu" and timed and manifest.machine.get("cpu") == machine.cpu:
+    measured_here = runtime == "cpu" and manifest.machine.get("cpu") == machine.cpu
+    if measured_here and timed and not doubts:
         best = min(timed, key=lambda v: v.latency["median_ms"] if v.latency else 0.0)
         return Choice(best, f"the fastest as measured on this CPU model ({machine.cpu})")
-    preferred, reason = (
-        ("int8", "this CPU has an int8 dot product")
-        if machine.has_int8_dot_product
-        else ("fp32", "this CPU has no int8 dot product, so INT8 need not be faster")
-    )
-    for variant in fit:
-        if variant.precision == preferred:
-            return Choice(variant, reason)
-    return Choice(fit[0], f"the first verified one; there is no verified {preferred}")
+    order = machine.fastest_first
+    best = min(fit, key=lambda v: order.index(v.precision) if v.precision in order else len(order))
+    reason = machine.why_first
+    if best.precision != order[0]:
+        reason = f"the first verified one in the order of this CPU; no {order[0]} was verified"
+    if measured_here and doubts:
+        reason += f"; the latencies of the export decide nothing: {doubts[0]}"
+    return Choice(best, reason)

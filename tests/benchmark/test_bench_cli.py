@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from fake_runtime import answers_of
 from PIL import Image
 
+from cnnedge.benchmark.peaks import best_of
 from cnnedge.benchmark.run import bench
 from cnnedge.benchmark.suite import ModelEntry, Suite
 from cnnedge.cli import main
@@ -56,6 +57,12 @@ def everything(toy_bundle, toy_file, tmp_path_factory):
     """One run of every scenario on every runtime of the CPU, and the files it wrote."""
     folder = tmp_path_factory.mktemp("bench")
     suite = folder / "all.toml"
+
+    def roof(rounds):
+        """A roof that nothing here runs faster than, however busy this machine is."""
+        high = {mib: 1e11 for mib, _ in rounds[0]["bandwidth"]}
+        return dataclasses.replace(best_of(rounds), fp32=2e11, int8=8e11, bandwidth=high)
+
     suite.write_text(
         'runtimes = ["cpu", "openvino", "litert"]\n'
         'scenarios = ["single-stream", "offline", "multi-stream", "server", "cold-start", '
@@ -65,10 +72,12 @@ def everything(toy_bundle, toy_file, tmp_path_factory):
         f"[[model]]\nbundle = '{toy_bundle.root}'\nreference = '{toy_file}'\ndata = 'digits'\n"
     )
     out = {name: folder / f"bench.{name}" for name in ("html", "csv", "md", "json")}
-    result = run(
-        *("bench", suite, "--html", out["html"], "--csv", out["csv"], "--markdown", out["md"]),
-        *("-o", out["json"]),
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cnnedge.benchmark.run.best_of", roof)
+        result = run(
+            *("bench", suite, "--html", out["html"], "--csv", out["csv"], "--markdown", out["md"]),
+            *("-o", out["json"]),
+        )
     assert result.exit_code == 0, (result.output, result.exception)
     return result, json.loads(out["json"].read_text()), out
 
@@ -125,7 +134,7 @@ def test_every_scenario_has_figures(everything):
         assert row["waterfall"]["file"]["format"] == "JPEG"
         assert (row["waterfall"]["app_p50_ms"] is not None) == (name in APPS), name
         assert bool(row["layers"]) == (name in APPS), name
-        assert 0 < row["roofline"]["fraction"] < 20
+        assert 0 < row["roofline"]["fraction"] <= 1
         assert row["roofline"]["bound_ms"] > 0
 
 
@@ -175,7 +184,7 @@ def test_the_environment_is_in_the_result(everything):
     assert env["threads"] >= 1
     assert "onnxruntime" in env["tools"]
     assert set(env["conditions"]) == {
-        *("governor", "clock_mhz", "virtual", "cpu_limit", "load", "steal"),
+        *("governor", "clock_mhz", "virtual", "cpu_limit", "load", "steal", "others"),
     }
     assert len(document["peaks"]["fp32"]["samples"]) == 2
     assert document["peaks"]["int8"]["giga_per_second"] > 1
@@ -227,8 +236,12 @@ def test_a_result_is_shown_and_written_anew(everything, tmp_path):
 
 
 def test_compare(everything, tmp_path):
-    _, document, out = everything
-    same = run("bench", "--compare", out["json"], out["json"])
+    _, document, _ = everything
+    document = json.loads(json.dumps(document))
+    document["peaks"]["fp32"]["samples"] = [1e11, 1e11]  # or a machine that swings hides it all
+    before = tmp_path / "before.json"
+    before.write_text(json.dumps(document))
+    same = run("bench", "--compare", before, before)
     assert same.exit_code == 0, same.output
     row = next(r for r in document["models"][0]["contestants"] if r["name"] == "int8@cpu")
     row["single_stream"]["samples_ms"] = [
@@ -236,12 +249,12 @@ def test_compare(everything, tmp_path):
     ]
     slower = tmp_path / "slower.json"
     slower.write_text(json.dumps(document))
-    found = run("bench", "--compare", out["json"], slower)
+    found = run("bench", "--compare", before, slower)
     assert "int8@cpu (p50)" in error_of(found, code=3)
     assert "3.000× [" in found.stdout
-    told = json.loads(run("bench", "--compare", out["json"], slower, "--json").stdout)
+    told = json.loads(run("bench", "--compare", before, slower, "--json").stdout)
     assert told["regressed"] is True
-    assert run("bench", "--compare", slower, out["json"]).exit_code == 0
+    assert run("bench", "--compare", slower, before).exit_code == 0
 
 
 def test_bad_results_are_refused_in_one_line(everything, tmp_path, toy_bundle):
