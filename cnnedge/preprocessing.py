@@ -9,6 +9,7 @@ import numpy as np
 from cnnedge.chance import better
 from cnnedge.data import Split
 from cnnedge.errors import ModelError
+from cnnedge.head import softmax
 from cnnedge.image import NORMALIZATIONS, ImageContract
 
 CHOICES = "unit (x/255), tf (x/127.5-1), caffe, torch or none (0…255)"
@@ -110,8 +111,6 @@ def _told(answers: np.ndarray) -> float:
 
     That is the entropy of their mean, less their mean entropy.
     """
-    from cnnedge.backends.keras import softmax
-
     given = answers.astype(np.float64)
     if given.min() < 0 or np.abs(given.sum(1) - 1).max() > 1e-3:
         given = softmax(given)

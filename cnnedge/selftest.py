@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from cnnedge.bundle import SELFTEST, Bundle, Manifest, Variant
+from cnnedge.checkpoint import DAMAGED
 from cnnedge.data import Dataset, Split
 from cnnedge.data.labels import difference, in_order
-from cnnedge.errors import BundleError, DataError
+from cnnedge.errors import BundleError, DataError, first_line
 from cnnedge.image import ImageContract, decode, to_tensor
 from cnnedge.result import limit_of
 
@@ -153,15 +154,12 @@ def run_selftest(
     """
     try:
         index = json.loads(bundle.path(INDEX).read_text(encoding="utf-8"))
-        with np.load(bundle.path(TENSORS), allow_pickle=False) as stored:
-            tensors = stored["tensors"]
+        tensors = golden_tensors(bundle)
         missing = {"images", "answers", "layers"} - set(index)
         if missing:
             raise KeyError(", ".join(sorted(missing)))
     except (OSError, ValueError, KeyError) as error:
-        raise BundleError(
-            f"{bundle.origin} holds no self-test ({error})", fix="export it again"
-        ) from error
+        raise _without_selftest(bundle, error) from error
     image = bundle.manifest.image
     before = _check_images(bundle, index["images"], tensors, image)
     reports = []
@@ -201,6 +199,25 @@ def tolerance(variant: Variant) -> float:
     """
     own = limit_of(variant.precision, (variant.accuracy or {}).get("limit"))
     return max(TOLERANCE[variant.precision], own or 0.0)
+
+
+def golden_tensors(bundle: Bundle) -> np.ndarray:
+    """Return a bundle's golden images as the network takes them, uint8 ``[N, H, W, C]``.
+
+    Raises:
+        BundleError: the bundle does not hold them.
+    """
+    try:
+        with np.load(bundle.path(TENSORS), allow_pickle=False) as stored:
+            return stored["tensors"]
+    except DAMAGED as error:
+        raise _without_selftest(bundle, error) from error
+
+
+def _without_selftest(bundle: Bundle, error: Exception) -> BundleError:
+    return BundleError(
+        f"{bundle.origin} holds no self-test ({first_line(error)})", fix="export it again"
+    )
 
 
 def recorded_answers(bundle: Bundle, split: Split) -> np.ndarray | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from cnnedge.data import Dataset, open_source
 from cnnedge.data.labels import as_label, difference, in_order, read_labels, same_names
@@ -15,6 +18,8 @@ from cnnedge.models import MODELS, build
 from cnnedge.preprocessing import check_preprocessing, wanted
 from cnnedge.progress import Progress, silent
 from cnnedge.recipe import Recipe
+
+ASKED = 24  # images that tell what a model gives
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class Source:
         may_calibrate: Whether that data is the model's own, so that INT8 ranges mean something.
         seed: What the data is split by: the recipe's, else the one the model was trained with.
         note: What the `.keras` file said by itself, or what was said for it.
+        emits: What the model gives, "probabilities" or "logits"; it was asked.
     """
 
     model: Any
@@ -46,6 +52,13 @@ class Source:
     may_calibrate: bool = True
     seed: int = 0
     note: Any = None
+    emits: str | None = None
+
+    def reference(self) -> Callable[[np.ndarray], np.ndarray]:
+        """Return the model as Keras runs it: uint8 ``[N, H, W, C]`` → probabilities."""
+        from cnnedge.backends.keras import KerasReference
+
+        return KerasReference(self.model, self.normalization, self.emits)
 
     def to_onnx(self, input_dtype: str = "uint8") -> ExportedGraph:
         """Convert it to its FP32 graph; see `export_onnx`."""
@@ -56,6 +69,7 @@ class Source:
             image=self.image,
             normalization=self.normalization,
             input_dtype=input_dtype,
+            emits=self.emits,
         )
 
 
@@ -98,9 +112,10 @@ def resolve(
         labels = tuple(f"class {i}" for i in range(recipe.classes))
         dataset = open_source(recipe.data or "digits", seed=recipe.seed, progress=progress)
         normalization = recipe.preprocess or MODELS[recipe.model].normalization
-        return Source(
+        source = Source(
             model, recipe.model, labels, contract, normalization, "random", recipe.model, dataset
-        ), warnings
+        )
+        return _asked(source), warnings
     if recipe.model in MODELS:
         path = found
     elif path.suffix != ".keras":
@@ -125,7 +140,7 @@ def resolve(
             model, image, normalization, dataset.test, labelled=spec is not None
         )
     name = note.model if isinstance(note, ModelNote) else path.stem
-    return Source(
+    source = Source(
         model,
         name,
         labels,
@@ -137,7 +152,18 @@ def resolve(
         may_calibrate=spec is not None,
         seed=seed,
         note=replace(note, labels=labels, image=image, normalization=normalization),
-    ), warnings
+    )
+    return _asked(source), warnings
+
+
+def _asked(source: Source) -> Source:
+    """Ask a model on some images of its data, else of the stand-in's, what it gives."""
+    from cnnedge.backends.keras import read_emits
+
+    some = source.dataset.test.take(ASKED, seed=0)
+    images = np.concatenate([batch for batch, _ in some.batches(source.image, ASKED)])
+    emits = read_emits(source.model, images, source.normalization, name=source.origin)
+    return replace(source, emits=emits)
 
 
 def _note_of_user_model(model: Any, path: Path, recipe: Recipe) -> Any:

@@ -21,6 +21,7 @@ FLOORS = [
         "files",
         "formats",
         "checkpoint",
+        "head",
         "image",
         "machine",
         "metadata",

@@ -28,7 +28,7 @@ Answer = Callable[[np.ndarray], np.ndarray]
 
 def prepare(folder: Path, model: str, data: str, seed: int, tests: int, calibration: int) -> dict:
     """Write the FP32 graphs, the images, and the Keras reference's answers to the test images."""
-    from cnnedge.backends.keras import predict
+    from cnnedge.backends.keras import ending_in_softmax
     from cnnedge.data import open_source
     from cnnedge.data.split import refuse_overlap
     from cnnedge.export import write_onnx
@@ -43,7 +43,8 @@ def prepare(folder: Path, model: str, data: str, seed: int, tests: int, calibrat
     for dtype in ("uint8", "float32"):
         exported = source.to_onnx(dtype)
         write_onnx(exported.model, folder / f"fp32-{dtype}.onnx")
-    source.model.save(folder / "model.keras")
+    ending_in_softmax(source.model, source.emits).save(folder / "model.keras")
+    reference = source.reference()
     shape = source.image.shape
     answers = []
     for name, split in (("calibration", held_out), ("test", test)):
@@ -55,7 +56,7 @@ def prepare(folder: Path, model: str, data: str, seed: int, tests: int, calibrat
             images[done : done + len(batch)] = batch
             done += len(batch)
             if name == "test":
-                answers.append(predict(source.model, batch, source.normalization))
+                answers.append(reference(batch))
     np.save(folder / "keras.answers.npy", np.concatenate(answers))
     np.save(folder / "targets.npy", test.targets)
     described = {

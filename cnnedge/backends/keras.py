@@ -18,9 +18,11 @@ import numpy as np
 
 from cnnedge.errors import ModelError
 from cnnedge.files import atomic_path, require_keras_file
+from cnnedge.head import LOGITS, as_probabilities, read_head
 from cnnedge.image import NORMALIZATIONS, ImageContract, normalize
 
 NOTE_ENTRY = "cnnedge.json"
+ASKED_AT_ONCE = 8  # images, so that what a large network holds of them stays small
 
 
 @dataclass(frozen=True)
@@ -147,28 +149,46 @@ def compiled(model: keras.Model, normalization: str) -> Callable[[np.ndarray], n
     return lambda batch: function(tf.constant(normalize(batch, normalization))).numpy()
 
 
-class Reference:
-    """A `.keras` file as one traced ``tf.function``; callable from many threads.
+@dataclass(frozen=True)
+class KerasReference:
+    """A model as its file defines it, called by Keras: what every answer is held against.
+
+    Attributes:
+        model: The model; nothing that is done to it for the export is done to this one.
+        normalization: What it wants of its pixels.
+        emits: "probabilities" or "logits".
+    """
+
+    model: keras.Model
+    normalization: str
+    emits: str | None
+
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        """Return probabilities, float32 ``[N, classes]``, of uint8 images ``[N, H, W, C]``."""
+        return as_probabilities(predict(self.model, batch, self.normalization), self.emits)
+
+
+class CompiledReference:
+    """The same as one traced ``tf.function``, for its latency; callable from many threads.
 
     Attributes:
         provider: What runs it.
     """
 
-    def __init__(self, call: Callable[[np.ndarray], np.ndarray], emits: str | None) -> None:
+    def __init__(self, model: keras.Model, normalization: str, emits: str | None) -> None:
         import tensorflow as tf
 
         self.provider = f"TensorFlow {tf.__version__}"
-        self._call, self._emits = call, emits
+        self._call, self._emits = compiled(model, normalization), emits
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
-        """Return probabilities, float32 ``[N, classes]``, of uint8 images."""
-        scores = self._call(batch)
-        return softmax(scores) if self._emits == "logits" else scores
+        """Return probabilities, float32 ``[N, classes]``, of uint8 images ``[N, H, W, C]``."""
+        return as_probabilities(self._call(batch), self._emits)
 
 
 def open_reference(
     model: str, *, threads: int | None, normalization: str, emits: str | None = None
-) -> Reference:
+) -> CompiledReference:
     """Load a `.keras` file as the reference that latencies are held against.
 
     Args:
@@ -183,10 +203,34 @@ def open_reference(
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
     loaded, _ = load_model(model)
-    return Reference(compiled(loaded, normalization), emits)
+    return CompiledReference(loaded, normalization, emits)
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return probabilities of logits ``[N, classes]``."""
-    exponent = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponent / exponent.sum(axis=1, keepdims=True)
+def read_emits(
+    model: keras.Model, images: np.ndarray, normalization: str, *, name: str | None = None
+) -> str:
+    """Ask a model what it gives, "probabilities" or "logits"; see `cnnedge.head.read_head`.
+
+    Args:
+        model: A classifier.
+        images: Real images, uint8 ``[N, H, W, C]``.
+        normalization: What the model wants of its pixels.
+        name: What messages call it; None: as it calls itself.
+
+    Raises:
+        ModelError: it gives neither.
+    """
+
+    def scores(pixels: np.ndarray) -> np.ndarray:
+        parts = (pixels[i : i + ASKED_AT_ONCE] for i in range(0, len(pixels), ASKED_AT_ONCE))
+        return np.concatenate([model(part, training=False).numpy() for part in parts])
+
+    return read_head(scores, images, normalization, name=name or model.name)
+
+
+def ending_in_softmax(model: keras.Model, emits: str | None) -> keras.Model:
+    """Return a model that gives probabilities, for converters that take a Keras model whole."""
+    if emits != LOGITS:
+        return model
+    image = keras.Input(model.input_shape[1:])
+    return keras.Model(image, keras.layers.Softmax()(model(image)), name=model.name)

@@ -115,26 +115,31 @@ def convert_litert(
     out: str,
     precision: Literal["fp32", "int8"],
     normalization: str,
+    emits: str | None = None,
     images: str | None = None,
 ) -> None:
     """Convert a `.keras` file with LiteRT's own converter and its defaults.
+
+    Behind a model of logits it gets a softmax, as the exported graphs have: all contestants answer
+    with probabilities.
 
     Args:
         model: The `.keras` file.
         out: The `.tflite` file to write, whole or not at all.
         precision: "fp32", or "int8": full-integer with a uint8 input.
         normalization: What the Keras model wants of its pixels.
+        emits: "probabilities" or "logits".
         images: Calibration images as an `.npy` file, uint8 ``[N, H, W, C]``; for int8.
 
     Raises:
         ModelError: the converter refuses the model.
     """
-    from cnnedge.backends.keras import load_model
+    from cnnedge.backends.keras import ending_in_softmax, load_model
     from cnnedge.quiet import import_tensorflow, native_stderr_aside
 
     tf = import_tensorflow()
     keras_model, _ = load_model(model)
-    converter = tf.lite.TFLiteConverter.from_keras_model(keras_model)
+    converter = tf.lite.TFLiteConverter.from_keras_model(ending_in_softmax(keras_model, emits))
     if precision == "int8":
         assert images is not None
         pictures = np.load(images, mmap_mode="r")

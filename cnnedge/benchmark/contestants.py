@@ -345,7 +345,8 @@ def litert_jobs(
             precision,
             [
                 *(str(entry.reference), str(scratch / f"litert.{precision}.tflite"), precision),
-                *(bundle.manifest.normalization, *([str(images)] if images else [])),
+                *(bundle.manifest.normalization, bundle.manifest.model.get("emits")),
+                *([str(images)] if images else []),
             ],
         )
         for precision in wanted

@@ -316,12 +316,14 @@ def doctor_command(as_json: bool) -> None:
     return print_table(("", "can it", "why"), rows, left=(0, 1, 2))
 
 
-def _keras_reference(path: Path, bundle: Path, *, as_compiled: bool = False) -> Any:
-    from cnnedge.backends.keras import compiled, load_model, predict
+def _keras_reference(path: Path, bundle: Path) -> Any:
+    """Return a `.keras` file as Keras runs it; what it gives is asked anew, the manifest aside."""
+    from cnnedge.backends.keras import KerasReference, load_model, read_emits
     from cnnedge.bundle import open_bundle
+    from cnnedge.selftest import golden_tensors
 
-    normalization = open_bundle(bundle).manifest.normalization
+    opened = open_bundle(bundle)
+    normalization = opened.manifest.normalization
     model, _ = load_model(path)
-    if as_compiled:
-        return compiled(model, normalization)
-    return lambda batch: predict(model, batch, normalization)
+    emits = read_emits(model, golden_tensors(opened), normalization, name=path.name)
+    return KerasReference(model, normalization, emits)

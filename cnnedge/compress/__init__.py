@@ -154,7 +154,7 @@ def compress(
         epochs = options.epochs_of(number, len(rounds))
         on_round(work.round(saved, number, rounds[number - 1], epochs, last=number == len(rounds)))
 
-    chosen, candidates = _choose(saved, dataset.test, model, note, options, progress)
+    chosen, candidates = _choose(saved, dataset.test, model, note, options, emits, progress)
     network = saved.network(chosen)
     comparison = candidates[chosen].comparison
     assert comparison is not None
@@ -286,6 +286,7 @@ def _choose(
     reference: Any,
     note: ModelNote,
     options: CompressOptions,
+    emits: str,
     progress: Progress,
 ) -> tuple[int, list[Candidate]]:
     """Return which round's network is kept, and every candidate with what it was held against.
@@ -293,12 +294,12 @@ def _choose(
     Round 0 is the reference itself, which loses nothing.
     """
     candidates = list(saved.candidates)
-    answers = _answers(reference, test, note, "reference", progress)
+    answers = _answers(reference, test, note, emits, "reference", progress)
     require_finite(answers, "the model itself", test.name_of)
 
     def judged(number: int) -> Comparison:
         task = f"test, round {number}"
-        found = _answers(saved.network(number), test, note, task, progress)
+        found = _answers(saved.network(number), test, note, emits, task, progress)
         comparison = compare(found, answers, test.targets)
         candidates[number] = replace(candidates[number], comparison=comparison)
         return comparison
@@ -314,13 +315,14 @@ def _choose(
 
 
 def _answers(
-    model: Any, split: Split, note: ModelNote, task: str, progress: Progress
+    model: Any, split: Split, note: ModelNote, emits: str, task: str, progress: Progress
 ) -> np.ndarray:
-    from cnnedge.backends.keras import predict
+    from cnnedge.backends.keras import KerasReference
 
+    answer = KerasReference(model, note.normalization, emits)
     found, done = [], 0
     for images, _ in split.batches(note.image, 32):
-        found.append(predict(model, images, note.normalization))
+        found.append(answer(images))
         done += len(images)
         progress(task, done, len(split))
     return np.concatenate(found)

@@ -17,6 +17,7 @@ from cnnedge.export.fold import fold
 from cnnedge.export.trace import classifier_shape, trace
 from cnnedge.graph.opset import lowest_opset
 from cnnedge.graph.write import write_onnx
+from cnnedge.head import PROBABILITIES, synthetic_images
 from cnnedge.image import ImageContract
 
 # What onnxruntime 1.10 (2021) and every runtime since can read.
@@ -44,6 +45,7 @@ def export_onnx(
     image: ImageContract,
     normalization: str = "unit",
     input_dtype: str = "uint8",
+    emits: str | None = None,
 ) -> ExportedGraph:
     """Convert a Keras classifier to an ONNX graph that obeys the contract.
 
@@ -54,10 +56,13 @@ def export_onnx(
         image: The image contract; its size replaces a size that the model leaves open.
         normalization: What the network wants of its pixels, a name in ``NORMALIZATIONS``.
         input_dtype: "uint8" (normalization in the graph) or "float32" (the Keras signature).
+        emits: What the network gives, "probabilities" or "logits"; None: it is asked, on synthetic
+            images.
 
     Raises:
         MissingExtraError: TensorFlow or tf2onnx is not installed.
-        ModelError: the model is no image classifier, or cannot be converted.
+        ModelError: the model is no image classifier, gives neither probabilities nor logits, or
+            cannot be converted.
     """
     try:
         import onnx_ir  # noqa: F401
@@ -65,18 +70,32 @@ def export_onnx(
         raise MissingExtraError("onnx-ir", "export", purpose="exporting") from error
     skeleton = trace(model, image.height, image.width)
     graph = fold(skeleton)
+    if emits is None:
+        emits = _ask(model, graph, image, normalization)
     if input_dtype == "uint8":
         take_uint8(graph, image, normalization)
     else:
         take_float32(graph, image)
-    emitted = give_probabilities(graph, len(labels))
+    give_probabilities(graph, len(labels), emits)
     write_names(graph, skeleton.layers)
     write_metadata(graph, name=name, labels=labels, image=image)
     opset = lowest_opset(graph)
     graph.graph.opset_imports.clear()
     graph.graph.opset_imports[""] = opset
     graph.ir_version = IR_VERSION
-    return ExportedGraph(graph, emitted)
+    return ExportedGraph(graph, emits)
+
+
+def _ask(model: Any, graph: Any, image: ImageContract, normalization: str) -> str:
+    """Return what a network gives, by its answers unless it ends in a softmax over its classes."""
+    last = graph.graph.outputs[0].producer()
+    if last is not None and last.op_type == "Softmax":
+        axis = last.attributes.get("axis")  # left out, it is the last one
+        if axis is None or axis.as_int() in (-1, 1):
+            return PROBABILITIES
+    from cnnedge.backends.keras import read_emits
+
+    return read_emits(model, synthetic_images(image.shape), normalization)
 
 
 __all__ = ["ExportedGraph", "classifier_shape", "export_onnx", "write_onnx"]

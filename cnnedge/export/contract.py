@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from cnnedge import __version__
-from cnnedge.errors import ModelError
 from cnnedge.export.layout import NHWC_TO_NCHW
 from cnnedge.graph.edit import (
     attribute_ints,
@@ -22,6 +21,7 @@ from cnnedge.graph.edit import (
     rename_initializer,
     single_consumer,
 )
+from cnnedge.head import LOGITS
 from cnnedge.image import NORMALIZATIONS, ImageContract
 from cnnedge.metadata import META_IMAGE, META_LABELS, META_MODEL, META_VERSION
 
@@ -89,36 +89,25 @@ def take_float32(model: Any, image: ImageContract) -> None:
     value.shape = ir.Shape(["N", image.height, image.width, image.channels])
 
 
-def give_probabilities(model: Any, classes: int) -> str:
-    """Make the output ``probabilities`` float32 ``[N, classes]``; return what the network emitted.
+def give_probabilities(model: Any, classes: int, emits: str) -> None:
+    """Make the output ``probabilities`` float32 ``[N, classes]``, with a softmax behind logits.
 
-    Returns:
-        "probabilities" where the network ends in a softmax, "logits" where one was added.
-
-    Raises:
-        ModelError: the network ends in something that is neither (a sigmoid, say).
+    Args:
+        model: The graph.
+        classes: How many there are.
+        emits: What the network gives, as `cnnedge.head.read_head` found.
     """
     import onnx_ir as ir
 
     (output,) = model.graph.outputs
-    last = output.producer()
-    if last.op_type == "Softmax":
-        emitted = "probabilities"
-    elif last.op_type in {"Gemm", "MatMul", "Add", "Flatten", "Reshape"}:
-        emitted = "logits"
+    if emits == LOGITS:
         softmax = ir.node("Softmax", [output], {"axis": -1}, name="softmax")
         softmax.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-        model.graph.insert_after(last, softmax)
+        model.graph.append(softmax)
         model.graph.outputs[0] = softmax.outputs[0]
-    else:
-        raise ModelError(
-            f"the network ends in {last.op_type}, which is neither probabilities nor logits",
-            fix="end it with a softmax over its classes, or with their logits",
-        )
     (output,) = model.graph.outputs
     output.name = OUTPUT
     output.shape = ir.Shape(["N", classes])
-    return emitted
 
 
 def write_names(model: Any, layers: frozenset[str]) -> None:

@@ -246,7 +246,7 @@ def merge_reshapes(model: Any) -> None:
         if node.op_type == "Flatten" or before is None or after is None:
             continue
         if list(before.dims[1:]) == list(after.dims[1:]):
-            node.outputs[0].replace_all_uses_with(node.inputs[0])
+            node.outputs[0].replace_all_uses_with(node.inputs[0], replace_graph_outputs=True)
             erase(model, node)
             continue
         if len(after.dims) == 2 and _product(*before.dims[1:]) == after.dims[1]:

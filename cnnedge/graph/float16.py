@@ -1,8 +1,9 @@
 """FP32 graph → FP16 graph: the network in half precision, its ends in single.
 
-The image's normalization and the softmax stay FP32 (a normalized pixel in FP16 keeps 11 bits, its
-scale would lose some of them; an FP16 softmax rounds the very numbers that are compared). The same
-pass serves the graph with Q/DQ pairs that TensorRT takes, whose scales must then be FP16 too.
+The image's normalization, the softmax and what makes the output stay FP32 (a normalized pixel in
+FP16 keeps 11 bits, its scale would lose some of them; an FP16 softmax, or a mean of such, rounds
+the very numbers that are compared). The same pass serves the graph with Q/DQ pairs that TensorRT
+takes, whose scales must then be FP16 too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from cnnedge.graph.edit import constant, initializer, rename_initializer
 LARGEST = 65504.0  # the largest finite FP16
 # LRN sums squares, which leave FP16's range; Resize takes its scales as float32 by definition.
 KEEP_FLOAT32 = frozenset({"Softmax", "LRN", "Resize"})
+WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,9 @@ def to_float16(model: Any) -> Float16Graph:
             if node.op_type == "Cast" and node.attributes["to"].as_int() == single:
                 node.attributes["to"] = ir.AttrInt64("to", half)
             for value in node.outputs:
-                if value.dtype == single and not value.is_graph_output():
+                if value.dtype == single:
+                    if value.is_graph_output():
+                        _widen_output(copy, value)
                     value.type = ir.TensorType(half)
     for name in list(halves):
         original = copy.graph.initializers[name]
@@ -85,7 +89,21 @@ def to_float16(model: Any) -> Float16Graph:
     return Float16Graph(copy, tuple(clipped))
 
 
+def _widen_output(model: Any, value: Any) -> None:
+    """Let a cast to FP32 give the graph's output in the place of ``value``."""
+    import onnx_ir as ir
+
+    graph, node = model.graph, value.producer()
+    cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT}, name=f"{node.name}/single")
+    given = cast.outputs[0]
+    given.shape, given.type, given.name = value.shape, value.type, value.name
+    value.name = node.name
+    graph.outputs[list(graph.outputs).index(value)] = given
+    graph.insert_after(node, cast)
+
+
 def _stays_single(node: Any) -> bool:
     is_pair = node.op_type in {"QuantizeLinear", "DequantizeLinear"}
     is_normalization = bool(node.name) and node.name.startswith("image/") and not is_pair
-    return is_normalization or node.op_type in KEEP_FLOAT32
+    gives = node.op_type not in WEIGHTED and any(v.is_graph_output() for v in node.outputs)
+    return is_normalization or gives or node.op_type in KEEP_FLOAT32

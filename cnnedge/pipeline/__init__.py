@@ -35,12 +35,12 @@ from cnnedge.bundle import (
 from cnnedge.data import Dataset, Split
 from cnnedge.engine import build_engines
 from cnnedge.errors import DataError
-from cnnedge.export import ExportedGraph
 from cnnedge.files import atomic_folder, sha256
 from cnnedge.graph.fingerprint import layer_fingerprints
 from cnnedge.graph.float16 import to_float16
 from cnnedge.graph.precision import achieved_precision
 from cnnedge.graph.write import serialize, write_onnx
+from cnnedge.head import require_head
 from cnnedge.image import normalize
 from cnnedge.machine import this_machine, tool_versions
 from cnnedge.pipeline.int8 import (
@@ -130,11 +130,11 @@ def _build(
 ) -> Manifest:
     """Write everything of the bundle but its manifest, which is returned."""
     test = _test_split(source, recipe)
-    exported, graphs, calibrated = _convert(source, recipe, test, folder, warnings, progress)
+    graphs, calibrated = _convert(source, recipe, test, folder, warnings, progress)
     # From here on what is measured is the files, as a receiver will load them.
     for graph in graphs:
         write_onnx(graph.model, folder / graph.file)
-    reference = _reference(source, exported.emitted)
+    reference = source.reference()
     contestants = _open(graphs, source, recipe, folder)
     run: dict[str, Answer] = {name: opened.answer for name, opened in contestants.items()}
 
@@ -146,8 +146,9 @@ def _build(
         who="the model itself" + weights_not_finite(source.model),
         progress=progress,
     )
+    require_head(answers, source.emits, name=source.name)
     limits = measure_limits(
-        moved_reference(source, exported.emitted),
+        moved_reference(source),
         test,
         source.image,
         answers,
@@ -218,7 +219,7 @@ def _build(
                 {v.path: v.numpy() for v in source.model.trainable_variables}
             ),
             "parameters": parameters,
-            "emits": exported.emitted,
+            "emits": source.emits,
         },
         image=source.image,
         normalization=source.normalization,
@@ -254,32 +255,30 @@ def _convert(
     folder: Path,
     warnings: list[str],
     progress: Progress,
-) -> tuple[ExportedGraph, list[Graph], Calibrated | None]:
+) -> tuple[list[Graph], Calibrated | None]:
     """Convert the model to the graphs that the recipe asks for; FP32 is always the first."""
     precisions = _precisions(recipe, source, warnings)
-    exported = source.to_onnx(recipe.input)
-    graphs = [Graph("fp32", "fp32", "any", exported.model)]
+    exported = source.to_onnx(recipe.input).model
+    graphs = [Graph("fp32", "fp32", "any", exported)]
     if "fp16" in precisions:
-        half = to_float16(exported.model)
+        half = to_float16(exported)
         if half.clipped:
             warnings.append(f"FP16 cannot hold, and clips, weights of {', '.join(half.clipped)}")
         graphs.append(Graph("fp16", "fp16", "any", half.model))
     for precision in (p for p in precisions if p in WEIGHT_ONLY):
         bits = 8 if precision == "int8-weight" else 4
-        found = quantize_dense_weights(exported.model, bits)
+        found = quantize_dense_weights(exported, bits)
         described = {"layers": list(found.layers), "kept_float": found.skipped}
         graphs.append(Graph(precision, precision, "cpu", found.model, described))
     calibrated = None
     if "int8" in precisions:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            calibrated = calibrate_source(
-                source, recipe, exported.model, test, Path(scratch), progress
-            )
+            calibrated = calibrate_source(source, recipe, exported, test, Path(scratch), progress)
         for name, target in calibrated.targets.items():
             plain = calibrated.plain(name)
             described = describe_quantization(plain, calibrated.method, None)
             graphs.append(Graph(name, "int8", target.name, plain.model, described))
-    return exported, graphs, calibrated
+    return graphs, calibrated
 
 
 def _describe(calibrated: Calibrated, source: Source) -> dict[str, Any]:
@@ -364,17 +363,6 @@ def _open(graphs: list[Graph], source: Source, recipe: Recipe, folder: Path) -> 
         )
 
     return {graph.name: open_one(folder / graph.file) for graph in graphs}
-
-
-def _reference(source: Source, emitted: str) -> Answer:
-    """Return the Keras reference: uint8 batch → probabilities."""
-    from cnnedge.backends.keras import predict, softmax
-
-    def answer(batch: np.ndarray) -> np.ndarray:
-        scores = predict(source.model, batch, source.normalization)
-        return softmax(scores) if emitted == "logits" else scores
-
-    return answer
 
 
 def _measure(

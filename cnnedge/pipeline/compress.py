@@ -31,6 +31,7 @@ from cnnedge.data.split import refuse_overlap
 from cnnedge.errors import DataError, ModelError
 from cnnedge.files import require_keras_file, scratch_folder, write_text
 from cnnedge.graph.write import write_onnx
+from cnnedge.head import PROBABILITIES
 from cnnedge.pipeline.hardware import (
     IMAGES,
     Granularity,
@@ -158,7 +159,7 @@ def compress_model(
         on_data(source.dataset)
         # INT8 is calibrated at the end, and that is too late to find this out.
         refuse_overlap(calibration_split(source, recipe), source.dataset.test)
-    emits = source.to_onnx().emitted  # and if it cannot be exported, now is the time to say so
+    source.to_onnx()  # if it cannot be exported, now is the time to say so
     granularity = None
     if multiple is None and resume:
         multiple = resumed_multiple(out)
@@ -177,7 +178,7 @@ def compress_model(
         out,
         options,
         platform,
-        emits=emits,
+        emits=source.emits or PROBABILITIES,
         resume=resume,
         progress=progress,
         on_epoch=on_epoch,
@@ -201,7 +202,7 @@ def _measure(
     progress: Progress,
 ) -> CompressReport:
     """Export every network in every form, and measure all of them in one run."""
-    from cnnedge.backends.keras import compiled, load_model
+    from cnnedge.backends.keras import CompiledReference, load_model
     from cnnedge.backends.onnxruntime import open_session
 
     networks = {"reference": source.model}
@@ -220,7 +221,7 @@ def _measure(
         for name, network in networks.items():
             own = replace(source, model=network)
             graph = own.to_onnx().model
-            answers[name, "keras"] = compiled(network, source.normalization)
+            answers[name, "keras"] = CompiledReference(network, source.normalization, source.emits)
             sizes[name, "keras"] = 4 * int(network.count_params())
             graphs = {"fp32": graph}
             if "int8" in forms:

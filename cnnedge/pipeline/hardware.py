@@ -14,6 +14,7 @@ from cnnedge.compress import Timing
 from cnnedge.export import export_onnx
 from cnnedge.files import scratch_folder
 from cnnedge.graph.write import serialize
+from cnnedge.head import LOGITS
 from cnnedge.image import ImageContract
 from cnnedge.machine import this_machine
 from cnnedge.progress import Progress
@@ -160,6 +161,7 @@ def _ready(model: Any) -> Callable[[], Any]:
         labels=tuple(f"class {i}" for i in range(model.output_shape[-1])),
         image=ImageContract(height, width, channels),
         normalization="unit",
+        emits=LOGITS,
     )
     return _session(serialize(_int8(exported.model, images)), images[:1])
 

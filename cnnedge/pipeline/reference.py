@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from cnnedge.head import as_probabilities
 from cnnedge.pipeline.limits import Moved
 from cnnedge.source import Source
 
 Answer = Callable[[np.ndarray], np.ndarray]
 
 
-def moved_reference(source: Source, emitted: str) -> Moved:
+def moved_reference(source: Source) -> Moved:
     """Return the reference with all that is rounded moved by as much; see `measure_limits`."""
-    from cnnedge.backends.keras import predict, softmax
+    from cnnedge.backends.keras import predict
     from cnnedge.backends.keras_rounding import moved, weights_moved
 
     @contextmanager
@@ -27,7 +28,7 @@ def moved_reference(source: Source, emitted: str) -> Moved:
 
         def answer(batch: np.ndarray) -> np.ndarray:
             scores = predict(source.model, batch, source.normalization, move=move)
-            return softmax(scores) if emitted == "logits" else scores
+            return as_probabilities(scores, source.emits)
 
         with weights_moved(source.model, precision, rng):
             yield answer

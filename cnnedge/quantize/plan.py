@@ -163,6 +163,9 @@ def _unfit(node: Any) -> str | None:
     weight = constant(node.inputs[1])
     if weight is None:
         return "its second operand is no constant"
+    producer = node.inputs[0].producer()
+    if producer is not None and producer.op_type == "Softmax":
+        return "it reads a softmax, which stays float"
     if node.op_type == "Conv":
         return None
     if weight.ndim != 2 or node.op_type == "MatMul":
