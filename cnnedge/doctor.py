@@ -11,6 +11,7 @@ from cnnedge.backends.gpu import GpuFacts, open_gpu
 from cnnedge.backends.tensorrt import open_library
 from cnnedge.errors import BackendError, CnnEdgeError, MissingExtraError
 from cnnedge.machine import DISTRIBUTIONS, this_machine, tool_versions
+from cnnedge.quiet import import_onnxruntime
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def _gpu_provider() -> Ability:
     name = "run bundles on ONNX Runtime's CUDA provider"
     if find_spec("onnxruntime") is None:
         return Ability(name, False, "onnxruntime is not installed", 'pip install "cnnedge[gpu]"')
-    import onnxruntime as ort
+    ort = import_onnxruntime()
 
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         detail = "this onnxruntime is built without CUDA"

@@ -1,4 +1,7 @@
-"""Keep native libraries from writing to the terminal before they can be told not to."""
+"""Keep libraries from what they do unasked while they load, before they can be told not to.
+
+Some write to the terminal, some to the user's home, and one talks to its maker.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,39 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
+from pathlib import Path
 from typing import Any
 
 from cnnedge.errors import MissingExtraError
+from cnnedge.partial import Partial
+
+
+def import_onnxruntime() -> Any:
+    """Return the module ``onnxruntime``, told to send nothing and to note nothing down.
+
+    Its wheels write an identifier of the machine into the user's cache and look for their maker's
+    server as soon as they are loaded; ``disable_telemetry_events`` comes too late for that. Who has
+    set the variable himself has decided otherwise.
+
+    Raises:
+        ImportError: it is not installed, or cannot be loaded.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
+
+
+def import_matplotlib() -> Any:
+    """Return the module ``matplotlib``, which would keep a list of fonts in the user's home.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    with _elsewhere("MPLCONFIGDIR", ".cache/matplotlib"):
+        import matplotlib
+        import matplotlib.font_manager
+    return matplotlib
 
 
 def import_tensorflow() -> Any:
@@ -27,11 +60,58 @@ def import_tensorflow() -> Any:
     if "keras" in sys.modules and "tensorflow" in sys.modules:
         return sys.modules["tensorflow"]
     with native_stderr_aside():
-        import keras  # noqa: F401
+        import_keras()
         import tensorflow as tf
 
         tf.constant(0)  # the first operation looks for devices, and says so
     return tf
+
+
+def import_keras() -> Any:
+    """Return the module ``keras``, which would write its settings into the user's home.
+
+    Raises:
+        ImportError: it is not installed, or cannot be loaded.
+    """
+    with _elsewhere("KERAS_HOME", ".keras") as moved:
+        import keras
+    if moved:  # where weights that the user asks for are kept
+        from keras.src.backend import config
+
+        config._KERAS_DIR = str(_home() / ".keras")
+    return keras
+
+
+@contextmanager
+def _elsewhere(variable: str, place: str) -> Iterator[bool]:
+    """Have what a library writes while it loads go to a folder that is removed again.
+
+    Nothing is moved where the user has set the variable, or where the library has been before: what
+    is in its place then are his settings.
+
+    Args:
+        variable: The environment variable that names the library's folder.
+        place: Where that folder is otherwise, in the user's home.
+    """
+    if variable in os.environ or (_home() / place).exists():
+        yield False
+        return
+    try:
+        partial = Partial(Path(tempfile.gettempdir()))
+    except OSError:  # there is no place for it
+        yield False
+        return
+    with partial:
+        os.environ[variable] = str(partial.new)
+        try:
+            yield True
+        finally:
+            del os.environ[variable]
+
+
+def _home() -> Path:
+    home = Path(os.path.expanduser("~"))
+    return home if os.access(home, os.W_OK) else Path(tempfile.gettempdir())
 
 
 def require_training_packages(purpose: str) -> None:

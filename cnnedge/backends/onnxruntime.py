@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from cnnedge.errors import BackendError, first_line
 from cnnedge.files import scratch_folder
+from cnnedge.quiet import import_onnxruntime
 from cnnedge.result import Staged
+
+import_onnxruntime()  # before anything else loads it, and it talks to its maker
+
+import onnxruntime as ort
 
 # ORT rewrites a float bias between FP16 Q/DQ pairs as int32 with a scale computed in FP16, which
 # underflows: a VGG-16 then answers at random. Our CPU graphs carry int32 biases already, so

@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnxruntime as ort
 
 from cnnedge.backends.onnxruntime import CPU_PROVIDER, DISABLED_OPTIMIZERS
 from cnnedge.errors import BackendError, CnnEdgeError, MissingExtraError, first_line
-from cnnedge.quiet import native_stderr_aside
+from cnnedge.quiet import import_onnxruntime, native_stderr_aside
+
+import_onnxruntime()  # before anything else loads it, and it talks to its maker
+
+import onnxruntime as ort
 
 log = logging.getLogger("cnnedge")
 

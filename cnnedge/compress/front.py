@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cnnedge.files import atomic_path, write_text
+from cnnedge.quiet import import_matplotlib
 
 COLORS = {"int8": "#0b6bcb", "fp32": "#7a869a"}
 LARGEST = 900  # of a point, in square points of print
@@ -74,6 +75,7 @@ def write_front(json_path: Path, csv_path: Path, points: Sequence[Point]) -> Non
 
 def draw_front(path: Path, title: str, points: Sequence[Point], max_drop: float) -> None:
     """Draw top-1 over latency, the size of the file as the size of the point, as a PNG."""
+    import_matplotlib()
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 

@@ -291,6 +291,9 @@ spec:
         name: triton
       runtime: kserve-tritonserver
       protocolVersion: v2
+      env:  # ONNX Runtime sends telemetry otherwise
+        - name: ORT_DISABLE_TELEMETRY
+          value: "1"
       # Where you have put this folder: s3://…, gs://…, pvc://…
       storageUri: s3://REPLACE-ME/{name}
       resources:

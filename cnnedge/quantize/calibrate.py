@@ -20,6 +20,7 @@ from cnnedge.progress import Progress, silent
 from cnnedge.quantize.histogram import Histogram
 from cnnedge.quantize.plan import Plan
 from cnnedge.quantize.threshold import METHODS, Limits
+from cnnedge.quiet import import_onnxruntime
 
 # Values of a tensor that enter its histogram, of each image: the scales they give differ from those
 # of all the values by no more than, for entropy about as much as, those of half the images do
@@ -281,7 +282,8 @@ def open_scratch(model: Any, folder: Path) -> Any:
     """Return a session of a graph that is needed once, its file removed again."""
     try:
         import onnx_ir as ir
-        import onnxruntime as ort
+
+        ort = import_onnxruntime()
     except ImportError as error:
         raise MissingExtraError(
             error.name or "onnxruntime", "cpu", purpose="calibrating"

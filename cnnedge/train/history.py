@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnedge.files import atomic_path, write_text
+from cnnedge.quiet import import_matplotlib
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def write_history(path: Path, run: dict[str, Any], result: dict[str, Any]) -> No
 
 def draw_history(path: Path, title: str, history: Sequence[EpochReport]) -> None:
     """Draw loss and accuracy over the epochs, training beside validation, as a PNG."""
+    import_matplotlib()
     from matplotlib.figure import Figure  # no pyplot: it would keep state, and want a display
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 

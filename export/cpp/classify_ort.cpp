@@ -3,6 +3,7 @@
 // The file is all it needs: the labels and what the image must become are in its metadata.
 #include <onnxruntime_cxx_api.h>
 
+#include <cstdlib>
 #include <filesystem>
 
 #include "app.hpp"
@@ -29,7 +30,12 @@ void classify(char** arguments) {
     throw std::runtime_error(std::string("this app was built for a later ONNX Runtime than the ") +
                              OrtGetApiBase()->GetVersionString() + " that is installed");
   }
-  // Once, at the app's start:
+  // Once, at the app's start. ONNX Runtime sends telemetry unless this is set before:
+#ifdef _WIN32
+  if (!std::getenv("ORT_DISABLE_TELEMETRY")) _putenv_s("ORT_DISABLE_TELEMETRY", "1");
+#else
+  setenv("ORT_DISABLE_TELEMETRY", "1", 0);  // who has set it keeps his choice
+#endif
   Ort::Env env(ORT_LOGGING_LEVEL_FATAL, "classify");  // errors come as exceptions
   Ort::Session session(env, model.c_str(), Ort::SessionOptions());
   const cnnedge::Contract contract =

@@ -2,6 +2,7 @@
 
 import { readFile } from "node:fs/promises";
 
+import "./quiet.mjs"; // before the next
 import * as ort from "onnxruntime-node";
 import sharp from "sharp";
 

@@ -8,8 +8,12 @@ makes of it; copy this file beside an app and `from bare import Model`.
 
 import argparse
 import json
+import os
 import sys
 import warnings
+
+# Before its import, or ONNX Runtime sends telemetry; who has set it himself keeps his choice.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import numpy as np
 import onnxruntime as ort
