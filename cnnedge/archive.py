@@ -64,6 +64,8 @@ class Unpacked:
 def is_archive(path: Path) -> bool:
     """Whether a file begins as zip archives do."""
     try:
+        if not path.is_file():  # reading a pipe may wait for ever
+            return False
         with open(path, "rb") as file:
             return file.read(2) == b"PK"
     except OSError:

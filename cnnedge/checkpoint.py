@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,7 +23,7 @@ Arrays = Mapping[str, Sequence[np.ndarray]]
 # zipfile's for a flipped bit that says "encrypted", or names another compression or version.
 DAMAGED = (
     *(OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError),
-    zipfile.BadZipFile,
+    *(zipfile.BadZipFile, zlib.error, struct.error),
 )
 
 

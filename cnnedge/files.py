@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 import tomllib
 from collections.abc import Iterator
@@ -25,6 +27,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     place = path.absolute()
+    refuse_special(place)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         sweep(place)
@@ -48,6 +51,7 @@ def atomic_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
     Raises:
         CnnEdgeError: ``path`` exists and ``overwrite`` is false, or it cannot be written.
     """
+    refuse_special(path)
     try:
         place = Path(path).resolve()
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -107,6 +111,37 @@ def _swap(new: Path, place: Path, old: Path) -> None:
         raise
 
 
+def what_is_special(path: Path | str) -> str | None:
+    """Return what a path leads to if that is no file and no folder: reading it may wait for ever.
+
+    What is missing, or may not be looked at, is left to whoever opens it.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        circle = error.errno == errno.ELOOP
+        return "a link that leads back to itself" if circle else None
+    except ValueError:  # no name that a file can have
+        return None
+    kinds = {
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    return kinds.get(stat.S_IFMT(mode))
+
+
+def refuse_special(path: Path | str) -> None:
+    """Refuse a path that leads to no file and no folder.
+
+    Raises:
+        CnnEdgeError: it is a pipe, a socket, a device, or a link that leads in a circle.
+    """
+    if found := what_is_special(path):
+        raise CnnEdgeError(f"{path} is {found}", fix="name an ordinary file or folder")
+
+
 def require_keras_file(path: Path) -> None:
     """Refuse a name that Keras would not write a model to.
 
@@ -129,6 +164,7 @@ def require_writable(out: Path, *others: Path) -> None:
         CnnEdgeError: the folder cannot be written, or the disk is full.
     """
     for path in (out, *others):
+        refuse_special(path)
         if path.is_dir():
             raise ModelError(f"{path} is a folder", fix="move it, or name another file")
         if path.parent != out.parent and path.parent.is_file():
@@ -176,6 +212,7 @@ def read_toml(path: Path, kind: str, *, see: str) -> dict[str, Any]:
     Raises:
         CnnEdgeError: the file is missing, or is no TOML.
     """
+    refuse_special(path)
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -204,6 +241,7 @@ def cache_folder() -> Path | None:
 
 def sha256(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file's content."""
+    refuse_special(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 import numpy as np
 
 from cnnedge.errors import ImageError
+from cnnedge.files import what_is_special
 from cnnedge.formats import FORMATS, HEAD, plugin_of
 
 if TYPE_CHECKING:
@@ -177,6 +178,8 @@ def decode(source: ImageSource, contract: ImageContract | None = None) -> Pillow
         if isinstance(source, Image.Image):
             source.load()  # it may have been opened and not read
             return _to_rgb(source, name)
+        if isinstance(source, str | os.PathLike) and (found := what_is_special(Path(source))):
+            raise ImageError(f"{name} is {found}", fix="give an image file")
         opened = _open(source)
         with opened:
             if opened.width * opened.height > MOST_PIXELS:

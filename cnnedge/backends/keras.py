@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -89,7 +91,10 @@ def load_model(path: Path | str) -> tuple[keras.Model, ModelNote | None]:
             names = archive.namelist()
             note = ModelNote.from_json(archive.read(NOTE_ENTRY)) if NOTE_ENTRY in names else None
     # zipfile raises the last two for a flipped bit that says "encrypted" or another compression.
-    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError) as error:
+    except (
+        *(zipfile.BadZipFile, zlib.error, struct.error),
+        *(OSError, EOFError, RuntimeError, NotImplementedError),
+    ) as error:
         raise ModelError(
             f"{path} is not a whole .keras file ({error})", fix="save or copy the model again"
         ) from error

@@ -14,10 +14,13 @@ import click
 
 from cnnedge import __version__
 from cnnedge.errors import CnnEdgeError, GateError
+from cnnedge.files import refuse_special
 from cnnedge.progress import Progress, silent
 
 FAILED, GATE = 1, 3  # 2, usage, is click's own
 # Tasks that advance by images; the others by batches, layers, rounds …
+_PATHS = {"data", "init", "model", "source"}  # which may be the name of a built-in one, too
+_GIVEN = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")  # a key may come from the shell's <(command)
 _OF_IMAGES = {"open", "hash", "decode", "calibrate", "verify", "test", "answers", "accuracy"}
 MOST_SKIPPED = 20  # files that are named; all are counted
 SOURCE = "digits, signs, signs:N, or a folder of class sub-folders."
@@ -61,6 +64,7 @@ def command(
         def run(**options: Any) -> None:
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up, as for Ctrl-C
             try:
+                _refuse_special(options)
                 function(**options)
             except GateError as error:
                 fail(error, GATE)
@@ -71,6 +75,10 @@ def command(
                 fail(CnnEdgeError("interrupted", fix=kept), FAILED)
             except OSError as error:
                 fail(_describe(error), FAILED)
+            except RuntimeError as error:
+                if "Symlink loop" not in str(error):  # pathlib's word for one
+                    raise
+                fail(CnnEdgeError(str(error), fix="remove the link"), FAILED)
             except MemoryError:
                 fail(CnnEdgeError("out of memory", fix="use a smaller batch or image"), FAILED)
 
@@ -80,6 +88,15 @@ def command(
         return group.command(name, epilog=example)(decorated)
 
     return register
+
+
+def _refuse_special(options: dict[str, Any]) -> None:
+    """Refuse a pipe, a device and the like in the place of any file: reading it may not end."""
+    for name, value in options.items():
+        for one in value if isinstance(value, tuple) else (value,):
+            is_path = isinstance(one, Path) or (name in _PATHS and isinstance(one, str))
+            if is_path and not (name == "key" and str(one).startswith(_GIVEN)):
+                refuse_special(one)
 
 
 def own_model_options(function: Callable[..., Any]) -> Callable[..., Any]:

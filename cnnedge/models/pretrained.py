@@ -23,6 +23,7 @@ import h5py  # type: ignore[import-untyped]
 import keras
 import numpy as np
 
+from cnnedge.checkpoint import DAMAGED
 from cnnedge.errors import ModelError
 from cnnedge.files import sha256
 
@@ -186,7 +187,7 @@ def _read(path: Path) -> _Weights:
                 return _read_hdf5(weights)
     except FileNotFoundError as error:
         raise ModelError(f"there is no weights file {path}", fix="check the path") from error
-    except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise ModelError(
             f"{path} is not a whole weights file ({error})", fix="copy or download it again"
         ) from error
