@@ -26,7 +26,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cnnedge.archive import MOST_TEXT, Sizes, Unpacked, is_archive, name_problem, unpack
-from cnnedge.errors import MALFORMED, BundleError
+from cnnedge.errors import MALFORMED, BundleError, SignatureError
 from cnnedge.files import sha256
 from cnnedge.image import ImageContract
 from cnnedge.partial import is_partial
@@ -170,11 +170,14 @@ class Bundle:
         root: The folder with its files; a zip file's is temporary and goes with this object.
         manifest: What is in it.
         unpacked: What keeps that temporary folder; None where the bundle is a folder.
+        signed: Whether its manifest is the very one that a signature covers. Then no file of it is
+            opened by name once it was checked, since another may stand there by then.
     """
 
     root: Path
     manifest: Manifest
     unpacked: Unpacked | None = field(default=None, repr=False, compare=False)
+    signed: bool = field(default=False, compare=False)
 
     def path(self, name: str) -> Path:
         """Return the path of one of its files.
@@ -200,8 +203,13 @@ class Bundle:
         return frozenset(file_hashes(self.manifest)) | {MANIFEST}
 
 
-def open_bundle(root: Path | str) -> Bundle:
+def open_bundle(root: Path | str, *, manifest_sha256: str | None = None) -> Bundle:
     """Read a bundle, a folder or one zip file, and check every file of it.
+
+    Args:
+        root: The folder, or the file.
+        manifest_sha256: What a signature names for a folder's manifest; None: nothing vouches for
+            it. It is held against the very bytes that are read.
 
     Raises:
         BundleError: it is absent or incomplete, a file was altered, or a path leaves the bundle;
@@ -209,7 +217,8 @@ def open_bundle(root: Path | str) -> Bundle:
     """
     root = Path(root)
     if not root.is_file():
-        return Bundle(root, _read_checked_manifest(root, root))
+        signed = manifest_sha256 is not None
+        return Bundle(root, _read_checked_manifest(root, root, manifest_sha256), signed=signed)
     if not is_archive(root):
         what = "is one file, neither a bundle's folder nor a zip archive of one"
         raise BundleError(f"{root} {what}", fix="give the bundle that it belongs to")
@@ -267,11 +276,11 @@ def file_hashes(manifest: Manifest) -> dict[str, str]:
     return hashes | {engine.note: engine.note_sha256 for engine in manifest.engines}
 
 
-def read_manifest(root: Path, where: Path) -> Manifest:
+def read_manifest(root: Path, where: Path, digest: str | None = None) -> Manifest:
     """Return a folder's manifest, no file of it having been checked; ``where`` is for messages.
 
     Raises:
-        BundleError: it is absent, or no manifest.
+        BundleError: it is absent, or no manifest, or its SHA-256 is not ``digest``.
     """
     path = place_inside(root, MANIFEST, where)
     if not path.is_file():
@@ -285,12 +294,16 @@ def read_manifest(root: Path, where: Path) -> Manifest:
         raise BundleError(
             f"the manifest of {where} cannot be read ({error})", fix="copy or export it again"
         ) from error
+    if digest is not None and hashlib.sha256(text).hexdigest() != digest:
+        raise SignatureError(
+            f"the manifest of {where} is not the one that was signed", fix="do not use this bundle"
+        )
     return _parse(text, where)
 
 
-def _read_checked_manifest(root: Path, where: Path) -> Manifest:
+def _read_checked_manifest(root: Path, where: Path, digest: str | None = None) -> Manifest:
     """Return a folder's manifest, every file having been checked; ``where`` is for messages."""
-    manifest = read_manifest(root, where)
+    manifest = read_manifest(root, where, digest)
     expected = file_hashes(manifest)
     for name in expected:
         place_inside(root, name, where)

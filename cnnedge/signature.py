@@ -29,7 +29,7 @@ from cnnedge.errors import (
     SignatureError,
     first_line,
 )
-from cnnedge.files import atomic_path, cannot_write, scratch_folder
+from cnnedge.files import atomic_path, cannot_write, refuse_special, scratch_folder
 
 _MOST_BYTES = 16 << 20  # a signature of a hundred thousand files has as many
 _GENERATE = "make a pair with: openssl ecparam -name prime256v1 -genkey -noout -out private.pem"
@@ -113,6 +113,8 @@ def _write_signature(config: Any, root: Path) -> None:
 def check_signature(bundle: Path | str | Bundle, public_key: Path | str) -> Signature:
     """Check that a bundle is, file by file, what the holder of a key signed.
 
+    It tells of this moment; who goes on to read the files uses `open_signed`.
+
     Args:
         bundle: The bundle's folder, its zip file, or either as it was opened.
         public_key: The public half of the key it was signed with, a PEM file.
@@ -124,6 +126,13 @@ def check_signature(bundle: Path | str | Bundle, public_key: Path | str) -> Sign
         CnnEdgeError: the key cannot be used, or a file cannot be read.
         MissingExtraError: the library is not installed.
     """
+    return _checked(bundle, public_key)[0]
+
+
+def _checked(
+    bundle: Path | str | Bundle, public_key: Path | str
+) -> tuple[Signature, dict[str, str]]:
+    """Check it, and return the signature with the hash that was signed for each file."""
     library = _library("verifying")
     if not isinstance(bundle, Bundle) and is_archive(Path(bundle)):
         bundle = open_bundle(bundle)
@@ -134,6 +143,7 @@ def check_signature(bundle: Path | str | Bundle, public_key: Path | str) -> Sign
         root, where = Path(bundle).resolve(), Path(bundle)
         if not (root / MANIFEST).is_file():
             open_bundle(bundle)  # says what is wrong with it
+    refuse_special(key)
     with _key_errors(key, private=False):
         config = library.Config().use_elliptic_key_verifier(public_key=key)
     if not (root / SIGNATURE).is_file():
@@ -141,12 +151,14 @@ def check_signature(bundle: Path | str | Bundle, public_key: Path | str) -> Sign
             f"{where} is not signed: it has no {SIGNATURE}",
             fix="get it from its maker, signed: cnnedge sign BUNDLE --key PRIVATE.pem",
         )
-    signature, signed = _read(root / SIGNATURE, where)
+    signature, signed, content = _read(root / SIGNATURE, where)
     left = unfinished(root)
     _refuse_links(root, where, left)
     config.set_hashing_config(_hashing(left))
     try:
-        config.verify(root, root / SIGNATURE)
+        with scratch_folder() as scratch:  # the very bytes that were read
+            (scratch / SIGNATURE).write_bytes(content)
+            config.verify(root, scratch / SIGNATURE)
     except OSError as error:
         raise CnnEdgeError(
             f"a file of {where} cannot be read: {error.strerror or error}", fix="check its rights"
@@ -161,11 +173,14 @@ def check_signature(bundle: Path | str | Bundle, public_key: Path | str) -> Sign
             f"the signature of {where} does not cover {_some(uncovered)}",
             fix="have it signed whole: cnnedge sign BUNDLE --key PRIVATE.pem",
         )
-    return signature
+    return signature, signed
 
 
 def open_signed(path: Path | str, public_key: Path | str) -> Bundle:
     """Open a bundle that the holder of a key signed.
+
+    The manifest that is read is held against the hash that was signed, and every other file
+    against the manifest: what is swapped between the check and the reading is refused.
 
     Raises:
         As `check_signature` and `open_bundle`.
@@ -174,8 +189,8 @@ def open_signed(path: Path | str, public_key: Path | str) -> Bundle:
         opened = open_bundle(path)
         check_signature(opened, public_key)
         return opened
-    check_signature(path, public_key)
-    return open_bundle(path)
+    _, signed = _checked(path, public_key)
+    return open_bundle(path, manifest_sha256=signed.get(MANIFEST, ""))
 
 
 def _library(part: str) -> Any:
@@ -214,13 +229,14 @@ def _within(path: Path, left: Collection[str]) -> bool:
     return any(place.as_posix() in left for place in (path, *path.parents))
 
 
-def _read(path: Path, where: Path) -> tuple[Signature, dict[str, str]]:
-    """Return what a signature file says, and the hash that it lists for each file; unchecked."""
+def _read(path: Path, where: Path) -> tuple[Signature, dict[str, str], bytes]:
+    """Return what a signature file says, the hash that it lists for each file, and its bytes."""
     name = where / SIGNATURE  # as its user knows it: an archive is unpacked elsewhere
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise ValueError("it is too large")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        read = path.read_bytes()
+        content = json.loads(read.decode("utf-8"))
         # Before its release 1.0 the library named no key, and now prints a warning for that.
         key = content["verificationMaterial"]["publicKey"]["hint"]
         if not isinstance(key, str) or not key:
@@ -233,7 +249,7 @@ def _read(path: Path, where: Path) -> tuple[Signature, dict[str, str]]:
             f"{name} is no signature of a bundle ({first_line(error)})",
             fix="get the bundle from its maker again",
         ) from error
-    return Signature(str(name), key, len(signed)), signed
+    return Signature(str(name), key, len(signed)), signed, read
 
 
 def _refusal(

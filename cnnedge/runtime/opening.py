@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 
 from cnnedge.bundle import Bundle, Engine, Variant
 from cnnedge.errors import BackendError, BundleError, MissingExtraError
+from cnnedge.files import scratch_folder
 from cnnedge.plan import RUNTIMES as PLAN_RUNTIMES
 from cnnedge.plan import TITLES, Here, PlanNote, PlanOptions, differences, same_gpu_model
 
@@ -71,7 +73,11 @@ def open_variant(bundle: Bundle, variant: Variant, settings: RunSettings | None 
     settings = settings or RunSettings()
     if settings.runs_plans:
         return _open_plan(bundle, variant, settings)
-    path = bundle.path(variant.file)
+    with _graph(bundle, variant) as path:
+        return _open_graph(bundle, variant, settings, path)
+
+
+def _open_graph(bundle: Bundle, variant: Variant, settings: RunSettings, path: Path) -> Answer:
     if settings.runtime == "openvino":
         return _openvino().open_openvino(path, threads=settings.threads)
     backend = onnxruntime_backend()
@@ -88,6 +94,22 @@ def open_variant(bundle: Bundle, variant: Variant, settings: RunSettings | None 
         cache=cache,
     )
     return open_gpu_session(path, settings.runtime, chosen)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _graph(bundle: Bundle, variant: Variant) -> Iterator[Path]:
+    """Yield the path of a variant's ONNX file, for the length of its loading.
+
+    Of a signed bundle it is a private copy of the very bytes whose hash is right: the file itself
+    may have been swapped since it was checked.
+    """
+    if not bundle.signed:
+        yield bundle.path(variant.file)
+        return
+    with scratch_folder() as folder:
+        path = folder / Path(variant.file).name
+        path.write_bytes(_read_checked(bundle, variant.file, variant.sha256))
+        yield path
 
 
 def usable_variants(bundle: Bundle, settings: RunSettings) -> list[str] | None:
@@ -182,14 +204,14 @@ def _open_plan(bundle: Bundle, variant: Variant, settings: RunSettings) -> Answe
         note = read_note(bundle, engine)
         if not same_gpu_model(note, machine.here):
             log.warning("%s was tuned on another GPU model: build it again here", engine.file)
-        onnx = bundle.path(variant.file)
+        stripped = note.options.strip_weights
         return open_plan(
             machine.library,
             machine.gpu,
             # The very bytes whose hash is right are loaded: a plan is executable content.
             _read_checked(bundle, engine.file, engine.sha256),
             note.options.profiles,
-            weights=onnx.read_bytes() if note.options.strip_weights else None,
+            weights=_read_checked(bundle, variant.file, variant.sha256) if stripped else None,
             trust_code=note.options.version_compatible,
             graphs=settings.graphs,
             kernel_cache=_kernel_file(settings, engine.sha256),
@@ -221,7 +243,8 @@ def _rebuild(
     )
     options = replace(options, compute_capabilities=(), strip_weights=False)
     gpu = machine.gpu.facts
-    built = build_plan(machine.library, bundle.path(variant.file), options, gpu)
+    with _graph(bundle, variant) as path:
+        built = build_plan(machine.library, path, options, gpu)
     return open_plan(
         machine.library,
         machine.gpu,
@@ -253,7 +276,7 @@ def _read_checked(bundle: Bundle, name: str, digest: str) -> bytes:
     if hashlib.sha256(content).hexdigest() != digest:
         raise BundleError(
             f"{bundle.origin / name} is not what the manifest names: it was altered or cut short",
-            fix="build the engine again",
+            fix="copy or export the bundle again",
         )
     return content
 
