@@ -35,6 +35,27 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
+def import_openvino() -> Any:
+    """Return the module ``openvino`` without its telemetry, which tells its maker of each import.
+
+    It does without that package where it is not installed, so for the length of the import it is
+    not. An app that has loaded it before has decided otherwise.
+
+    Raises:
+        ImportError: it is not installed, or cannot be loaded.
+    """
+    reporter = "openvino_telemetry"
+    without = reporter not in sys.modules
+    if without:
+        sys.modules[reporter] = None  # type: ignore[assignment]
+    try:
+        import openvino
+    finally:
+        if without:
+            del sys.modules[reporter]
+    return openvino
+
+
 def import_matplotlib() -> Any:
     """Return the module ``matplotlib``, which would keep a list of fonts in the user's home.
 
@@ -73,6 +94,8 @@ def import_keras() -> Any:
     Raises:
         ImportError: it is not installed, or cannot be loaded.
     """
+    with suppress(ImportError):  # Keras loads it, where it is there
+        import_matplotlib()
     with _elsewhere("KERAS_HOME", ".keras") as moved:
         import keras
     if moved:  # where weights that the user asks for are kept

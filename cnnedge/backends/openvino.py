@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import openvino
 
 from cnnedge.errors import BackendError, first_line
+from cnnedge.quiet import import_openvino
+
+import_openvino()  # before anything else loads it, and it talks to its maker
+
+import openvino
 
 # What OpenVINO computes in where the graph says float32. Left to itself it takes bfloat16 on CPUs
 # that have it, without a word: an FP32 figure would be none.

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,15 @@ def test_nor_by_an_export(watched, toy_file, tmp_path):
 def test_nor_by_a_drawing(watched):
     pytest.importorskip("matplotlib")
     assert watched("-c", FIGURES) == ([], "")
+
+
+def test_nor_by_openvino(watched, toy_bundle, image, tmp_path):
+    pytest.importorskip("openvino")
+    code = LOAD.replace("argv[1])", "argv[1], runtime='openvino')")
+    assert watched("-c", code, toy_bundle.root, image) == ([], "")
+    kept = "import openvino_telemetry; from cnnedge.quiet import import_openvino"
+    again = f"{kept}; import sys; import_openvino(); assert sys.modules['openvino_telemetry']"
+    watched("-c", again) if find_spec("openvino_telemetry") else None
 
 
 def test_nor_by_the_app_without_cnnedge(watched, toy_bundle, image):
