@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cnnedge.errors import DataError
-from cnnedge.files import what_is_special
 
 # What systems leave behind by themselves; nobody misses it among the photos.
 _LITTER = frozenset({"__macosx", "lost+found", "$recycle.bin", "system volume information"})
@@ -75,9 +74,7 @@ def scan(root: Path, suffixes: frozenset[str]) -> Tree:
         tree, above = waiting.popleft()
         for entry in _listed(tree.path):
             name = entry.name
-            if not entry.is_file() and what_is_special(entry.path):  # reading it might not end
-                tree.others["pipe, device or link in a circle"] += 1
-            elif not _is_folder(entry):
+            if not _is_folder(entry):
                 _add_file(tree, name, suffixes)
             elif name.lower() in _LITTER:
                 continue

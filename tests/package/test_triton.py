@@ -295,6 +295,8 @@ def hold_to(classes, name, fields):
             assert type(value) is PLAIN[kind], key
         elif kind in classes:
             hold_to(classes, kind, value)
+        elif kind.startswith("list["):
+            assert isinstance(value, list), key
         else:
             assert isinstance(value, dict), key
 
@@ -312,6 +314,7 @@ def test_the_inference_service_is_kserves(repository, toy_bundle, tmp_path):
     model = predictor["model"]
     assert model["modelFormat"] == {"name": "triton"}
     assert (model["runtime"], model["protocolVersion"]) == ("kserve-tritonserver", "v2")
+    assert model["env"] == [{"name": "ORT_DISABLE_TELEMETRY", "value": "1"}]
     assert model["storageUri"].startswith("s3://REPLACE-ME/")
     assert 1 <= predictor["minReplicas"] < predictor["maxReplicas"]
     requests, limits = model["resources"]["requests"], model["resources"]["limits"]

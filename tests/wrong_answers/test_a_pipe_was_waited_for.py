@@ -86,7 +86,7 @@ def test_no_command_waits_for_what_is_no_file(tmp_path, monkeypatch, toy_bundle,
     for ending in ("", ".toml", ".json", ".keras", ".onnx", ".zip"):
         make(kind, (tmp_path / f"bad{ending}").relative_to(tmp_path))
     (tmp_path / "key.pem").write_text("no key")
-    image = next(toy_bundle.path("selftest").glob("*.png"))
+    image = next((toy_bundle.root / "selftest").glob("*.png"))
     places = {"BUNDLE": toy_bundle.root, "IMAGE": image, "MODEL": toy_file, "KEY": "key.pem"}
     lines = [
         [str(places.get(word, word)).replace("BAD", "bad").replace("OUT", "out") for word in words]
@@ -123,6 +123,7 @@ def test_a_folder_of_photos_with_a_pipe_and_a_circle_is_read(photos, tmp_path):
     os.mkfifo(folder / "pipe")
     dataset = open_source(str(folder))
     assert dataset.labels == ("a", "b", "c")
+    assert any("pipe.png" in line for line in dataset.skipped)
     items = [item for split in (dataset.train, dataset.test) for item in split.items]
     assert not [item for item in items if str(item).endswith(("pipe.png", "self.png"))]
 

@@ -64,7 +64,7 @@ def watched(tmp_path):
 
 @pytest.fixture(scope="module")
 def image(toy_bundle):
-    return sorted(toy_bundle.path("selftest").glob("*.png"))[0]
+    return sorted((toy_bundle.root / "selftest").glob("*.png"))[0]
 
 
 def test_nothing_is_sent_and_nothing_is_left_behind(watched, toy_bundle, image):
