@@ -178,7 +178,7 @@ def test_fp32_answers_as_keras(case):
 def test_fp16_answers_as_keras(case):
     _, graph, batch, reference = case
     half = to_float16(graph.model)
-    assert half.clipped == ()
+    assert half.kept_float == {}
     assert np.abs(run(half.model, batch) - reference).max() <= 2e-3
     floats = [v for v in half.model.graph.initializers.values() if v.dtype.name == "FLOAT"]
     assert sum(v.const_value.size for v in floats) <= 6  # the normalization alone stays FP32
@@ -267,12 +267,18 @@ def test_an_operation_that_onnx_lacks_is_named():
         export(model, 8, 8)
 
 
-def test_fp16_names_the_weights_it_clips():
+def test_fp16_leaves_a_layer_float_whose_weights_it_cannot_hold():
     model = plain_cnn()
     kernel = keras.ops.convert_to_numpy(model.get_layer("fc1").kernel).copy()
     kernel[0, 0] = 1e6
     model.get_layer("fc1").kernel.assign(kernel)
-    assert to_float16(export(model, 32, 32).model).clipped == ("fc1/weight",)
+    half = to_float16(export(model, 32, 32).model)
+    assert list(half.kept_float) == ["fc1"]
+    assert "1e+06" in half.kept_float["fc1"]
+    assert (
+        np.abs(run(half.model, images(32, 32)) - predict(model, images(32, 32), "unit")).max()
+        < 2e-3
+    )
 
 
 @pytest.mark.parametrize(

@@ -209,11 +209,13 @@ def quantize_the_image_anew(model):
     (first,) = [n for n in model.graph if n.name == "image/dequantize"]
     (transpose,) = [n for n in model.graph if n.name == "image/nchw/uint8"]
     transpose.name = "image/nchw"
-    cast = ir.node("Cast", [transpose.outputs[0]], {"to": 1}, name="image/cast")
+    cast = ir.node("Cast", [model.graph.inputs[0]], {"to": 1}, name="image/cast")
+    transpose.replace_input_with(0, cast.outputs[0])
     factor = initializer(model, "factor", np.array(1 / 255, np.float32))
     scale = ir.node("Mul", [transpose.outputs[0], factor], name="image/scale")
     quantize = ir.node("QuantizeLinear", [scale.outputs[0], *first.inputs[1:]], name="image/q")
-    model.graph.insert_before(first, [cast, scale, quantize])
+    model.graph.insert_before(transpose, [cast])
+    model.graph.insert_before(first, [scale, quantize])
     first.replace_input_with(0, quantize.outputs[0])
 
 

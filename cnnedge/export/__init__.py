@@ -72,12 +72,13 @@ def export_onnx(
     graph = fold(skeleton)
     if emits is None:
         emits = _ask(model, graph, image, normalization)
+    named = []
     if input_dtype == "uint8":
-        take_uint8(graph, image, normalization)
+        named = take_uint8(graph, image, normalization)
     else:
         take_float32(graph, image)
     give_probabilities(graph, len(labels), emits)
-    write_names(graph, skeleton.layers)
+    write_names(graph, skeleton.layers, named)
     write_metadata(graph, name=name, labels=labels, image=image)
     opset = lowest_opset(graph)
     graph.graph.opset_imports.clear()

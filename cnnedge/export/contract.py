@@ -8,17 +8,20 @@ the image contract are in ``metadata_props``.
 from __future__ import annotations
 
 import json
-import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from cnnedge import __version__
 from cnnedge.export.layout import NHWC_TO_NCHW
+from cnnedge.export.trace import layer_in
 from cnnedge.graph.edit import (
+    all_nodes,
     attribute_ints,
     initializer,
     rename_initializer,
+    settle_names,
     single_consumer,
 )
 from cnnedge.head import LOGITS
@@ -27,12 +30,16 @@ from cnnedge.metadata import META_IMAGE, META_LABELS, META_MODEL, META_VERSION
 
 INPUT = "image"
 OUTPUT = "probabilities"
+_BATCH = 7919  # a prime that is no size of anything else
 
 
-def take_uint8(model: Any, image: ImageContract, normalization: str) -> None:
+def take_uint8(model: Any, image: ImageContract, normalization: str) -> list[Any]:
     """Make the graph take raw uint8 images: cast, NCHW, and the network's own normalization.
 
     The cast comes first because TensorRT wants a uint8 input cast before anything else.
+
+    Returns:
+        The nodes that do this, named.
     """
     import onnx_ir as ir
 
@@ -78,6 +85,7 @@ def take_uint8(model: Any, image: ImageContract, normalization: str) -> None:
         graph.remove(transpose, safe=True)
     graph.inputs.remove(old)
     graph.inputs.append(new)
+    return nodes
 
 
 def take_float32(model: Any, image: ImageContract) -> None:
@@ -110,15 +118,21 @@ def give_probabilities(model: Any, classes: int, emits: str) -> None:
     output.shape = ir.Shape(["N", classes])
 
 
-def write_names(model: Any, layers: frozenset[str]) -> None:
-    """Name nodes, results and weights after the model's own layers: ``conv2_1``, ``fc1/relu``."""
+def write_names(model: Any, layers: frozenset[str], named: Sequence[Any] = ()) -> None:
+    """Name nodes, results and weights after the model's own layers: ``conv2_1``, ``fc1/relu``.
+
+    Args:
+        model: The ``onnx_ir.Model``.
+        layers: Names of the model's layers.
+        named: Nodes that bear their names already.
+    """
     import onnx_ir as ir
 
-    graph = model.graph
-    taken: set[str] = {INPUT, OUTPUT}
-    for node in graph:
-        if node.name and node.name.startswith("image/"):
-            taken.add(node.name)
+    taken: set[str] = {INPUT, OUTPUT, *(node.name for node in named)}
+    done = {id(value) for node in named for value in node.inputs}
+    batched = _batch_first(model)
+    for node in all_nodes(model):
+        if node in named:
             continue
         base = _layer_name(node, layers)
         kind = node.op_type.lower()
@@ -126,14 +140,44 @@ def write_names(model: Any, layers: frozenset[str]) -> None:
             base = f"{base}/{kind}"
         node.name = _unique(base or kind, taken)
         for index, value in enumerate(node.outputs):
-            if value.shape is not None and not isinstance(value.shape[0], int):
-                value.shape = ir.Shape(["N", *value.shape.dims[1:]])
-            if not value.is_graph_output():
+            if value in model.graph.outputs:
+                continue
+            if value.shape is not None and value.shape.dims[:1] and value.shape.is_dynamic(0):
+                first = "N" if value in batched else None
+                value.shape = ir.Shape([first, *value.shape.dims[1:]])
+            if not value.is_graph_output():  # of a body
                 value.name = node.name if index == 0 else f"{node.name}:{index}"
         roles = ("weight", "bias") if node.op_type in _WEIGHTED else ("value",) * len(node.inputs)
         for role, value in zip(roles, list(node.inputs)[1:], strict=False):
-            if value is not None and value.is_initializer() and "/value" not in (value.name or ""):
-                rename_initializer(graph, value, _unique(f"{node.name}/{role}", taken))
+            if value is None or not value.is_initializer() or id(value) in done:
+                continue
+            rename_initializer(value.graph, value, _unique(f"{node.name}/{role}", taken))
+            done.add(id(value))  # what several layers share is the first one's
+    settle_names(model)
+
+
+def _batch_first(model: Any) -> set[Any]:
+    """Return the values whose first axis is the batch: with a batch of so many it is so long.
+
+    One name for two lengths would be a lie that runtimes plan their memory by.
+    """
+    import onnx_ir as ir
+    import onnx_ir.passes.common as passes
+
+    settle_names(model)  # shapes are inferred by name
+    copy = model.clone()
+    (image,) = copy.graph.inputs
+    image.shape = ir.Shape([_BATCH, *image.shape.dims[1:]])
+    for node in all_nodes(copy):
+        for value in node.outputs:
+            value.shape = None
+    passes.ShapeInferencePass()(copy)
+    return {
+        ours
+        for node, its in zip(all_nodes(model), all_nodes(copy), strict=True)
+        for ours, theirs in zip(node.outputs, its.outputs, strict=True)
+        if theirs.shape is not None and theirs.shape.dims[:1] == (_BATCH,)
+    }
 
 
 def write_metadata(model: Any, *, name: str, labels: tuple[str, ...], image: ImageContract) -> None:
@@ -156,7 +200,9 @@ def _goes_to_nchw(node: Any, channels: int) -> bool:
     if node.op_type == "Transpose":
         return attribute_ints(node, "perm") == NHWC_TO_NCHW
     shape = node.outputs[0].shape
-    return node.op_type == "Reshape" and channels == 1 and shape is not None and shape[1] == 1
+    if node.op_type != "Reshape" or channels != 1 or shape is None or len(shape) != 4:
+        return False
+    return shape[1] == 1
 
 
 def _describe_preprocessing(nodes: list[Any], image: ImageContract) -> None:
@@ -186,24 +232,10 @@ _MAIN = {
 
 
 def _layer_name(node: Any, layers: frozenset[str]) -> str:
-    """Return the layer path in a TF operation's name.
-
-    TF appends ``_1``, ``_2`` … to a scope that it enters again, so ``model_1/conv2_1_1/Relu``
-    comes from the layer ``conv2_1``; scopes that name no layer are left out.
-    """
+    """Return the path of the layer that a node comes from; empty where nothing tells."""
     # A node that the converter made by merging two keeps a name of the layer in its operands.
     candidates = [node.name, node.outputs[0].name, *(v.name for v in node.inputs[1:] if v)]
-    for candidate in candidates:
-        found = []
-        for scope in (candidate or "").split("/"):
-            stripped = re.sub(r"_\d+$", "", scope)
-            if stripped in layers:
-                found.append(stripped)
-            elif scope in layers:
-                found.append(scope)
-        if found:
-            return "/".join(found)
-    return ""
+    return next((path for name in candidates if (path := layer_in(name or "", layers))), "")
 
 
 def _unique(name: str, taken: set[str]) -> str:

@@ -7,6 +7,7 @@ built-in ones. What does not match is left as it is: slower, never wrong.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,10 +16,12 @@ import numpy as np
 from cnnedge.export.layout import NCHW_TO_NHWC, keep_nchw
 from cnnedge.export.trace import Skeleton
 from cnnedge.graph.edit import (
+    all_nodes,
     attribute_ints,
     constant,
     erase,
     initializer,
+    inner_graphs,
     main_nodes,
     replace_node,
     required_constant,
@@ -35,6 +38,7 @@ def fold(skeleton: Skeleton) -> Any:
     passes.ShapeInferencePass()(model)
     fix_reshape_targets(model)
     bind_weights(model, skeleton.weights)
+    free_loops_of_constants(model)
     fold_constants(model)
     fold_batch_norm(model)
     keep_nchw(model)
@@ -45,7 +49,7 @@ def fold(skeleton: Skeleton) -> Any:
     merge_reshapes(model)
     fuse_dense(model)
     fold_constants(model)
-    passes.IdentityEliminationPass()(model)
+    drop_identities(model)
     passes.RemoveUnusedNodesPass()(model)
     passes.TopologicalSortPass()(model)
     return model
@@ -79,11 +83,47 @@ def bind_weights(model: Any, weights: dict[str, np.ndarray]) -> None:
             graph.register_initializer(value)
 
 
+def free_loops_of_constants(model: Any) -> None:
+    """Let a loop's body read what never changes from outside, and not from its state.
+
+    The converter carries a recurrent layer's weights from step to step.
+    """
+    import onnx_ir as ir
+
+    for loop in main_nodes(model, "Loop"):
+        (body,) = inner_graphs(loop)
+        states = range(len(loop.inputs) - 2)  # before them: how often, and whether at all
+        given = Counter(map(id, body.outputs))
+        fixed = [
+            i
+            for i in states
+            if body.outputs[1 + i] is body.inputs[2 + i] and given[id(body.inputs[2 + i])] == 1
+        ]
+        if not fixed:
+            continue
+        kept = [value for i, value in enumerate(loop.outputs) if i not in fixed]
+        inputs = [value for i, value in enumerate(loop.inputs) if i - 2 not in fixed]
+        for i in reversed(fixed):
+            body.outputs.pop(1 + i)
+            inside, outside = body.inputs.pop(2 + i), loop.inputs[2 + i]
+            inside.replace_all_uses_with(outside)
+            loop.outputs[i].replace_all_uses_with(outside, replace_graph_outputs=True)
+        new = ir.node("Loop", inputs, num_outputs=len(kept), name=loop.name)
+        for ours, theirs in zip(new.outputs, kept, strict=True):
+            ours.name, ours.shape, ours.type = theirs.name, theirs.shape, theirs.type
+            theirs.replace_all_uses_with(ours, replace_graph_outputs=True)
+        new.attributes["body"] = loop.attributes.pop("body")
+        model.graph.insert_before(loop, new)
+        erase(model, loop)
+
+
 def fold_constants(model: Any) -> None:
     """Evaluate every node whose inputs are all constants, with ONNX's own reference."""
-    for node in list(model.graph):
+    for node in list(all_nodes(model)):
         if node.op_type in {"QuantizeLinear", "DequantizeLinear"} or not node.inputs:
             continue
+        if any(inner_graphs(node)):
+            continue  # a loop or a branch reads more than its inputs
         arrays = [constant(value) if value is not None else None for value in node.inputs]
         known = all(a is not None for a, v in zip(arrays, node.inputs, strict=True) if v)
         if not known or any(output.is_graph_output() for output in node.outputs):
@@ -270,6 +310,16 @@ def fuse_dense(model: Any) -> None:
             add.outputs[0].replace_all_uses_with(matmul.outputs[0], replace_graph_outputs=True)
             erase(model, add)
         replace_node(model, matmul, "Gemm", inputs)
+
+
+def drop_identities(model: Any) -> None:
+    """Drop the graph's own Identity nodes; in a branch one may stand for a value from outside."""
+    for node in main_nodes(model, "Identity"):
+        value, result = node.inputs[0], node.outputs[0]
+        if result.is_graph_output() and (value.producer() is None or value.is_graph_output()):
+            continue
+        result.replace_all_uses_with(value, replace_graph_outputs=True)
+        erase(model, node)
 
 
 def _evaluate(model: Any, node: Any, arrays: list[Any]) -> list[Any]:

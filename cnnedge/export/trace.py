@@ -9,6 +9,7 @@ layouts and batch norms works on them as usual.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,12 +79,12 @@ def trace(model: Any, height: int, width: int) -> Skeleton:
             image,
             training=False,
         )
-        return tf.nest.flatten(output)[0]  # of a dictionary of one, too
+        return output
 
     signature = [tf.TensorSpec((None, height, width, channels), tf.float32, name="image")]
     signature += [tf.TensorSpec(v.shape, v.dtype, f"{WEIGHT}{k}") for k, v in enumerate(large)]
     function = tf.function(forward, autograph=False, input_signature=signature)
-    with _quiet_tf2onnx() as messages:
+    with _quiet_tf2onnx() as messages, _inlined(tf):
         try:
             # What the model holds beside its variables (a Normalization layer's mean, say) is
             # captured by the function and comes out as further inputs.
@@ -96,25 +97,76 @@ def trace(model: Any, height: int, width: int) -> Skeleton:
                 f"tf2onnx cannot convert {model.name!r}: {messages or _first_line(error)}",
                 fix="replace the operation it names by one that ONNX has",
             ) from error
-    _require_known_operations(proto, model.name)
+    layers = frozenset(_layer_names(model))
+    _spell_out_erfc(proto.graph)
+    _require_known_operations(proto, layers, model.name)
     # Through a tensor, numpy sees TF's own memory; a variable's .numpy() would copy it.
     weights = {
         f"{WEIGHT}{k}": np.asarray(tf.convert_to_tensor(v.value)) for k, v in enumerate(large)
     }
     weights |= {placeholder.name: np.asarray(tensor) for tensor, placeholder in captures}
-    return Skeleton(proto, weights, frozenset(_layer_names(model)))
+    return Skeleton(proto, weights, layers)
 
 
-def _require_known_operations(proto: Any, name: str) -> None:
+def _require_known_operations(proto: Any, layers: frozenset[str], name: str) -> None:
     """Refuse a graph in which tf2onnx left an operation as TensorFlow's."""
     import onnx
 
-    for node in proto.graph.node:
+    for node in _nodes(proto.graph):
         if not onnx.defs.has(node.op_type, node.domain):
+            layer = layer_in(node.name, layers)
+            where = f"the layer {layer!r} of {name!r}" if layer else f"{node.name!r} of {name!r}"
             raise ModelError(
-                f"tf2onnx cannot convert {name!r}: ONNX has no {node.op_type} ({node.name})",
-                fix="replace the layer that it comes from",
+                f"tf2onnx cannot convert {where}: ONNX has no {node.op_type}",
+                fix="replace that layer by others that compute the same",
             )
+
+
+def _spell_out_erfc(graph: Any) -> None:
+    """Write the complement of the error function, Keras' GELU, as ``1 - erf(x)``.
+
+    ONNX has no such operation, and tf2onnx leaves it as TensorFlow's.
+    """
+    from onnx import helper, numpy_helper
+
+    nodes = list(graph.node)
+    del graph.node[:]
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _spell_out_erfc(attribute.g)
+        if node.op_type != "Erfc":
+            graph.node.append(node)
+            continue
+        one, erf = f"{node.output[0]}/one", f"{node.output[0]}/erf"
+        graph.initializer.append(numpy_helper.from_array(np.array(1.0, np.float32), one))
+        graph.node.append(helper.make_node("Erf", node.input, [erf], f"{node.name}/erf"))
+        graph.node.append(helper.make_node("Sub", [one, erf], node.output, node.name))
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    """Yield the nodes of a ``GraphProto`` and of the graphs inside them."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _nodes(inner)
+
+
+def layer_in(operation: str, layers: frozenset[str]) -> str:
+    """Return the path of the layers in a TF operation's name; empty where it names none.
+
+    TF appends ``_1``, ``_2`` … to a scope that it enters again, so ``model_1/conv2_1_1/Relu``
+    comes from the layer ``conv2_1``; scopes that name no layer are left out.
+    """
+    found = []
+    for scope in operation.split("/"):
+        stripped = re.sub(r"_\d+$", "", scope)
+        if stripped in layers:
+            found.append(stripped)
+        elif scope in layers:
+            found.append(scope)
+    return "/".join(found)
 
 
 def classifier_shape(model: Any) -> tuple[int | None, int | None, int, int]:
@@ -156,6 +208,21 @@ def classifier_shape(model: Any) -> tuple[int | None, int | None, int, int]:
 def _layer_names(model: Any) -> Iterator[str]:
     for layer in model._flatten_layers(include_self=False):  # Keras has no public recursive walk
         yield layer.name
+
+
+@contextmanager
+def _inlined(tf: Any) -> Iterator[None]:
+    """Trace functions inside the model as if they were part of it.
+
+    Keras wraps a grouped convolution in one that asks to be compiled; the converter would see the
+    call and not what is called.
+    """
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
 
 
 def _first_line(error: Exception) -> str:

@@ -61,9 +61,15 @@ def attribute_ints(node: Any, name: str) -> list[int] | None:
 
 
 def single_consumer(value: Any) -> Any | None:
-    """Return the one node that uses ``value``, or None if there are more, or it is an output."""
+    """Return the one node that uses ``value``, or None if there are more, or it is an output.
+
+    None too where that node is in the body of a loop or a branch, which may run often or never.
+    """
     uses = value.uses()
-    return None if len(uses) != 1 or value.is_graph_output() else next(iter(uses))[0]
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    user, producer = next(iter(uses))[0], value.producer()
+    return user if producer is None or user.graph is producer.graph else None
 
 
 def replace_node(
@@ -87,11 +93,40 @@ def replace_node(
 
 def erase(model: Any, node: Any) -> None:
     """Remove a node whose results nothing uses."""
-    model.graph.remove(node, safe=True)
+    node.graph.remove(node, safe=True)
+
+
+def settle_names(model: Any) -> None:
+    """Give every node and every value a name that no other has; the first keeps its own.
+
+    Names made from a layer's (``conv1/quantize``) may be those of another layer, of a model that
+    is nested under that name.
+    """
+    import onnx_ir.passes.common as passes
+
+    passes.NameFixPass()(model)
+
+
+def all_nodes(model: Any) -> Iterator[Any]:
+    """Yield the nodes of the graph, each followed by those of the graphs that it runs.
+
+    These are the bodies of Loop and Scan and the branches of If, which the graph's own iterator
+    leaves out.
+    """
+    yield from model.graph.all_nodes()
+
+
+def inner_graphs(node: Any) -> Iterator[Any]:
+    """Yield the graphs that a node runs: the body of a Loop, the branches of an If."""
+    import onnx_ir as ir
+
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
 
 
 def main_nodes(model: Any, *op_types: str) -> Iterator[Any]:
-    """Yield the graph's nodes of the given operations, tolerant of changes on the way."""
+    """Yield the graph's own nodes of the given operations, tolerant of changes on the way."""
     for node in list(model.graph):
         if node.graph is not None and (not op_types or node.op_type in op_types):
             yield node

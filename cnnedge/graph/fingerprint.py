@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cnnedge.graph.image_part import image_part
 from cnnedge.graph.write import serialize
 from cnnedge.selftest import Fingerprints, fingerprint_of
 
@@ -23,7 +24,8 @@ def layer_fingerprints(path: Path, batch: np.ndarray) -> Fingerprints:
     model = ir.load(path)
     nodes = [node for node in model.graph if node.op_type == "QuantizeLinear"]
     if not nodes:
-        nodes = [node for node in model.graph if not node.name.startswith("image/")]
+        of_the_image = image_part(model)
+        nodes = [node for node in model.graph if node not in of_the_image]
     values = [n.outputs[0] for n in nodes if not n.outputs[0].is_graph_output()]
     model.graph.outputs.extend(values)
     opened = open_session(serialize(model))

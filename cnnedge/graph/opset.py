@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from cnnedge.graph.edit import all_nodes
+
 
 def lowest_opset(model: Any) -> int:
     """Return the lowest opset that describes the graph, so that old runtimes load it."""
@@ -12,7 +14,7 @@ def lowest_opset(model: Any) -> int:
     traced = model.graph.opset_imports[""]
     since = [
         onnx.defs.get_schema(node.op_type, traced, "").since_version
-        for node in model.graph
+        for node in all_nodes(model)  # the body of a loop too
         if node.domain == ""
     ]
     return max([13, *since])  # 13: per-channel DequantizeLinear, Softmax over one axis

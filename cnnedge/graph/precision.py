@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from cnnedge.graph.edit import constant, inner_graphs
 
 _NAMES = {"float": "float32"}  # ONNX's own name for it
 
@@ -35,11 +37,12 @@ class WeightedLayer:
 
     Attributes:
         name: The node's name.
-        op_type: "Conv", "Gemm", "MatMul" or "MatMulNBits".
+        op_type: "Conv", "ConvTranspose", "Gemm", "MatMul" or "MatMulNBits".
         weights: How many weights its kernel has.
         macs: Multiplications for one image.
         stored: The data type its weights are stored in.
         computed: The data type it multiplies in.
+        kernel: The constant that holds its weights; layers that share one store it once.
     """
 
     name: str
@@ -48,27 +51,33 @@ class WeightedLayer:
     macs: int
     stored: str
     computed: str
+    kernel: str
 
 
 def weighted_layers(model: Any) -> list[WeightedLayer]:
     """Return the layers of a graph that have weights, in its order."""
     found = []
-    for node in model.graph:
+    for node, times in _nodes(model.graph):
         if node.op_type == "MatMulNBits":
             size = node.attributes["K"].as_int() * node.attributes["N"].as_int()
             stored = f"int{node.attributes['bits'].as_int()}"
             computed = "int8" if node.attributes["accuracy_level"].as_int() == 4 else "float32"
-            found.append(WeightedLayer(node.name, node.op_type, size, size, stored, computed))
+            name = node.inputs[1].name
+            found.append(WeightedLayer(node.name, node.op_type, size, size, stored, computed, name))
             continue
-        if node.op_type not in {"Conv", "Gemm", "MatMul"}:
+        if node.op_type not in {"Conv", "ConvTranspose", "Gemm", "MatMul"}:
             continue
-        kernel, stored = _kernel(node)
+        kernel = _kernel(node)
         if kernel is None:
             continue
-        size = int(np.prod(kernel))
-        computed, macs = _compute_type(node, stored), size * _positions(node)
-        stored = _NAMES.get(stored, stored)
-        found.append(WeightedLayer(node.name, node.op_type, size, macs, stored, computed))
+        size = int(np.prod(kernel.const_value.shape.numpy()))
+        dtype = kernel.const_value.dtype.name.lower()
+        computed = _compute_type(node, dtype)
+        macs = size * _positions(node) * times
+        stored = _NAMES.get(dtype, dtype)
+        found.append(
+            WeightedLayer(node.name, node.op_type, size, macs, stored, computed, kernel.name)
+        )
     return found
 
 
@@ -76,21 +85,22 @@ def shares(layers: Iterable[WeightedLayer]) -> dict[str, dict[str, float]]:
     """Return the share of MACs and of weights of each data type; each sums to 1."""
     macs: Counter[str] = Counter()
     weights: Counter[str] = Counter()
+    kernels = set()
     for layer in layers:
         macs[layer.computed] += layer.macs
-        weights[layer.stored] += layer.weights
+        if layer.kernel not in kernels:
+            weights[layer.stored] += layer.weights
+        kernels.add(layer.kernel)
     return {"macs": _shares(macs), "weights": _shares(weights)}
 
 
-def _kernel(node: Any) -> tuple[tuple[int, ...] | None, str]:
-    """Return the shape of a layer's kernel and the type it is stored in."""
+def _kernel(node: Any) -> Any | None:
+    """Return the constant that holds a layer's weights, or None where they are none."""
     value = node.inputs[1]
     producer = value.producer()
     if producer is not None and producer.op_type == "DequantizeLinear":
         value = producer.inputs[0]
-    if not value.is_initializer():
-        return None, ""
-    return tuple(value.const_value.shape.numpy()), value.const_value.dtype.name.lower()
+    return value if value.is_initializer() else None
 
 
 def _compute_type(node: Any, stored: str) -> str:
@@ -103,10 +113,20 @@ def _compute_type(node: Any, stored: str) -> str:
 
 def _positions(node: Any) -> int:
     """Return at how many places of the image a kernel is applied: 1 for a dense layer."""
-    if node.op_type != "Conv":
+    if node.op_type not in {"Conv", "ConvTranspose"}:
         return 1
-    shape = node.outputs[0].shape
+    value = node.outputs[0] if node.op_type == "Conv" else node.inputs[0]
+    shape = value.shape
     return int(np.prod([d for d in shape.dims[2:] if isinstance(d, int)])) if shape else 1
+
+
+def _nodes(graph: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
+    """Yield every node, and how often it runs for one image: in a loop of known length so often."""
+    for node in graph:
+        yield node, times
+        count = constant(node.inputs[0]) if node.op_type == "Loop" else None
+        for body in inner_graphs(node):
+            yield from _nodes(body, times * (1 if count is None else int(count)))
 
 
 def _shares(counts: Counter[str]) -> dict[str, float]:

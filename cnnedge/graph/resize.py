@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from cnnedge.errors import ModelError, first_line
-from cnnedge.graph.edit import initializer
+from cnnedge.graph.edit import initializer, settle_names
 from cnnedge.graph.write import serialize
 from cnnedge.image import ImageContract
 from cnnedge.metadata import IN_THE_GRAPH, META_IMAGE, META_RESIZE
@@ -86,6 +86,7 @@ def add_resize(model: Any, image: ImageContract) -> None:
     graph.inputs[place] = new
     first = next(iter(graph))
     graph.insert_before(first, ops.nodes)
+    settle_names(model)
     model.metadata_props[META_RESIZE] = IN_THE_GRAPH
 
 

@@ -53,7 +53,7 @@ from cnnedge.pipeline.limits import measure_limits
 from cnnedge.pipeline.reference import moved_reference, weights_not_finite
 from cnnedge.plan import PlanOptions
 from cnnedge.progress import Progress, silent
-from cnnedge.quantize import quantize_dense_weights
+from cnnedge.quantize import NoInt8Error, brief, quantize_dense_weights
 from cnnedge.recipe import Recipe
 from cnnedge.report import render_report
 from cnnedge.result import WEIGHT_ONLY, Comparison, Measurement, Verdict, compare, judge
@@ -220,7 +220,6 @@ def _build(
             ),
             "parameters": parameters,
             "emits": source.emits,
-            "output": source.output,
         },
         image=source.image,
         normalization=source.normalization,
@@ -263,9 +262,12 @@ def _convert(
     graphs = [Graph("fp32", "fp32", "any", exported)]
     if "fp16" in precisions:
         half = to_float16(exported)
-        if half.clipped:
-            warnings.append(f"FP16 cannot hold, and clips, weights of {', '.join(half.clipped)}")
-        graphs.append(Graph("fp16", "fp16", "any", half.model))
+        kept = dict(half.kept_float)
+        if kept:
+            warnings.append(f"fp16: {len(kept)} operations stay FP32 ({brief(kept)})")
+        graphs.append(
+            Graph("fp16", "fp16", "any", half.model, {"kept_float": kept} if kept else None)
+        )
     for precision in (p for p in precisions if p in WEIGHT_ONLY):
         bits = 8 if precision == "int8-weight" else 4
         found = quantize_dense_weights(exported, bits)
@@ -273,8 +275,17 @@ def _convert(
         graphs.append(Graph(precision, precision, "cpu", found.model, described))
     calibrated = None
     if "int8" in precisions:
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            calibrated = calibrate_source(source, recipe, exported, test, Path(scratch), progress)
+        try:
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                calibrated = calibrate_source(
+                    source, recipe, exported, test, Path(scratch), progress
+                )
+        except NoInt8Error as error:
+            if recipe.precision is not None:  # it was asked for
+                raise
+            warnings.append(f"leaving INT8 out: {error.what}")
+            return graphs, None
+        warnings += [f"leaving {n} out: {why}" for n, why in calibrated.refused.items()]
         for name, target in calibrated.targets.items():
             plain = calibrated.plain(name)
             described = describe_quantization(plain, calibrated.method, None)

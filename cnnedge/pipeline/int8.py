@@ -21,6 +21,7 @@ from cnnedge.quantize import (
     TRT,
     Calibration,
     Guarded,
+    NoInt8Error,
     QuantizedGraph,
     Target,
     calibrate,
@@ -47,6 +48,7 @@ class Calibrated:
         images: Gives them anew each time, in batches as the graph takes them.
         calibration: What was observed.
         method: The calibration method of the first attempt.
+        refused: Of each variant that cannot be, why.
     """
 
     model: Any
@@ -55,6 +57,7 @@ class Calibrated:
     images: Callable[[], Iterator[np.ndarray]]
     calibration: Calibration
     method: str
+    refused: dict[str, str]
 
     def plain(self, name: str) -> QuantizedGraph:
         """Return a variant's graph as calibration alone gives it."""
@@ -87,14 +90,23 @@ def calibrate_source(
     """Calibrate the INT8 variants of both families of runtimes at once.
 
     Raises:
+        NoInt8Error: no layer can compute in int8, for any of them.
         DataError: an image of the calibration split is also one of ``test``.
     """
     has_dot_product = recipe.dot_product
     if has_dot_product is None:
         has_dot_product = this_machine().has_int8_dot_product
     cpu = CPU if has_dot_product else CPU_REDUCED
-    targets = {"int8": cpu, "int8-trt": TRT}
-    plans = [make_plan(model, target) for target in targets.values()]
+    targets, refused = {"int8": cpu, "int8-trt": TRT}, {}
+    plans = {}
+    for name, target in targets.items():
+        try:
+            plans[name] = make_plan(model, target)
+        except NoInt8Error as error:
+            refused[name] = error
+    if not plans:
+        raise refused["int8"]
+    targets = {name: targets[name] for name in plans}
     split = calibration_split(source, recipe)
     refuse_overlap(split, test)
     takes_float = recipe.input == "float32"
@@ -105,7 +117,7 @@ def calibrate_source(
 
     calibration = calibrate(
         model,
-        dict.fromkeys(tensor for plan in plans for tensor in plan.tensors),
+        dict.fromkeys(tensor for plan in plans.values() for tensor in plan.tensors),
         images(),
         scratch,
         value_range=value_range(source.normalization) if takes_float else None,
@@ -113,7 +125,8 @@ def calibrate_source(
         total=len(split),
         progress=progress,
     )
-    return Calibrated(model, targets, split, images, calibration, recipe.calibration)
+    whys = {name: error.what for name, error in refused.items()}
+    return Calibrated(model, targets, split, images, calibration, recipe.calibration, whys)
 
 
 def guard_variant(

@@ -23,7 +23,16 @@ from cnnedge.quantize.calibrate import (
 )
 from cnnedge.quantize.check import contract_violations
 from cnnedge.quantize.guard import Attempt, Guarded, hold_gate
-from cnnedge.quantize.plan import CPU, CPU_REDUCED, TRT, Plan, Target, make_plan
+from cnnedge.quantize.plan import (
+    CPU,
+    CPU_REDUCED,
+    TRT,
+    NoInt8Error,
+    Plan,
+    Target,
+    brief,
+    make_plan,
+)
 from cnnedge.quantize.threshold import METHODS
 from cnnedge.quantize.weight_only import WeightOnlyGraph, quantize_dense_weights
 
@@ -37,11 +46,13 @@ __all__ = [
     "Calibration",
     "Convergence",
     "Guarded",
+    "NoInt8Error",
     "Plan",
     "QuantizedGraph",
     "Ranges",
     "Target",
     "WeightOnlyGraph",
+    "brief",
     "calibrate",
     "choose_ranges",
     "contract_violations",

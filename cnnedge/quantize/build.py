@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from cnnedge.errors import ModelError
+from cnnedge.graph.edit import main_nodes, settle_names
 from cnnedge.graph.float16 import to_float16
 from cnnedge.graph.opset import lowest_opset
 from cnnedge.quantize.calibrate import Ranges
 from cnnedge.quantize.check import contract_violations
-from cnnedge.quantize.plan import Plan
-from cnnedge.quantize.qdq import insert_pairs
+from cnnedge.quantize.plan import ASKED_FOR, WEIGHTED, Plan, make_plan
+from cnnedge.quantize.qdq import LayerError, insert_pairs
 
 TRT_OPSET = 19  # the first whose QuantizeLinear takes FP16 scales
 
@@ -34,26 +35,71 @@ class QuantizedGraph:
 def quantize(model: Any, plan: Plan, ranges: Ranges) -> QuantizedGraph:
     """Return the INT8 graph of an FP32 graph.
 
+    A layer that turns out not to be quantizable stays float, and the plan of the result says why.
+
     Args:
         model: The FP32 ``onnx_ir.Model``, which is left as it is.
         plan: What `make_plan` decided for it.
         ranges: What `choose_ranges` kept of the plan's tensors.
 
     Raises:
-        ModelError: the result breaks its target's contract.
+        ModelError: the result breaks its target's contract, or no layer is left.
     """
+    while True:
+        try:
+            copy, broken = _build(model, plan, ranges), []
+            broken = contract_violations(copy, plan.target)
+            if not broken:
+                return QuantizedGraph(copy, plan, ranges.images)
+            unfit = _blamed(copy, plan, broken)
+        except LayerError as error:
+            unfit = {error.layer: error.reason}
+        if not unfit:
+            raise ModelError(
+                f"the int8 graph breaks the contract of {plan.target.name!r}: {'; '.join(broken)}",
+                fix="report this network: its structure is one that cnnedge does not quantize yet",
+            )
+        asked = frozenset(name for name, why in plan.skipped.items() if why == ASKED_FOR)
+        plan = make_plan(model, plan.target, keep_float=asked, unfit={**plan.skipped, **unfit})
+
+
+def _build(model: Any, plan: Plan, ranges: Ranges) -> Any:
     copy = model.clone()
     insert_pairs(copy, plan, ranges)
+    settle_names(copy)
     if plan.target.float16:
-        copy = to_float16(copy).model
         copy.graph.opset_imports[""] = max(TRT_OPSET, copy.graph.opset_imports[""])
+        copy = to_float16(copy).model
         copy.ir_version = 9  # the ONNX release that brought opset 19
     else:  # operators that were folded away may have been the newest
         copy.graph.opset_imports[""] = lowest_opset(copy)
-    broken = contract_violations(copy, plan.target)
-    if broken:
-        raise ModelError(
-            f"the int8 graph breaks the contract of {plan.target.name!r}: {'; '.join(broken)}",
-            fix="report this network: its structure is one that cnnedge does not quantize yet",
-        )
-    return QuantizedGraph(copy, plan, ranges.images)
+    return copy
+
+
+def _blamed(model: Any, plan: Plan, broken: list[str]) -> dict[str, str]:
+    """Return the layers that broken rules are about, each with its rule.
+
+    A rule names a layer, or the quantizer of an activation: then it is about whoever reads that.
+    """
+    found = {}
+    for line in broken:
+        name, _, rule = line.partition(": ")
+        for node in main_nodes(model):
+            if node.name != name:
+                continue
+            readers = [node] if node.name in plan.compute else _readers(node)
+            found.update({r.name: rule for r in readers if r.name in plan.compute})
+    return found
+
+
+def _readers(quantizer: Any) -> list[Any]:
+    """Return the nodes that read a quantizer's result, past what moves it."""
+    found, waiting = [], [quantizer]
+    while waiting:
+        for value in waiting.pop().outputs:
+            for user, _ in value.uses():
+                if user not in found:
+                    found.append(user)
+                    if user.op_type not in WEIGHTED:
+                        waiting.append(user)
+    return found

@@ -27,7 +27,6 @@ from cnnedge.quiet import import_onnxruntime
 # (benchmarks/calibration.py).
 SAMPLES = 16384
 BATCH_SIZE = 1  # images at a time: more is hardly faster, and each takes memory
-_FIRST_PART = "image/"  # names the nodes that scale the image; what is behind them has exact limits
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def calibrate(
     session = open_scratch(watched, Path(folder))
     del watched  # it holds a copy of every weight
     image_input = session.get_inputs()[0]
-    outputs = [f"{name}/{kind}" for name in names for kind in _OBSERVED]
+    outputs = [f"{name}//{kind}" for name in names for kind in _OBSERVED]
     histograms = dict.fromkeys(names, Histogram.empty())
     peaks: dict[str, np.ndarray] = {}
     snapshots: list[tuple[int, Mapping[str, Histogram]]] = []
@@ -186,7 +185,7 @@ def _limits(histograms: Mapping[str, Histogram], plan: Plan, method: str) -> dic
     sources = dict.fromkeys(plan.scale_source(tensor) for tensor in plan.tensors)
     # Pixels are bounded, and a white one is no outlier: the image keeps its whole range.
     return {
-        name: (METHODS["minmax"] if name.startswith(_FIRST_PART) else keep)(
+        name: (METHODS["minmax"] if name in plan.pixels else keep)(
             histograms[name], plan.target.symmetric
         )
         for name in sources
@@ -203,7 +202,8 @@ def _spans(limits: Mapping[str, Limits], plan: Plan) -> np.ndarray:
 
 # --- the instrumented graph --------------------------------------------------------------------
 
-_PHASE = "calibration/phase"  # the number of the batch: which values are sampled
+# A name with two slashes is no layer's, whatever a user's layers and models are called.
+_PHASE = "calibration//phase"  # the number of the batch: which values are sampled
 _OBSERVED = ("lowest", "highest", "sample")
 
 
@@ -218,9 +218,9 @@ def _watched(model: Any, names: list[str], samples: int | None) -> Any:
     values |= {value.name: value for value in watched.graph.inputs}
     phase = ir.Value(name=_PHASE, shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64))
     watched.graph.inputs.append(phase)
-    flat = initializer(watched, "calibration/flat", np.array([-1], np.int64))
-    end = initializer(watched, "calibration/end", np.array([2**62], np.int64))
-    axis = initializer(watched, "calibration/axis", np.array([0], np.int64))
+    flat = initializer(watched, "calibration//flat", np.array([-1], np.int64))
+    end = initializer(watched, "calibration//end", np.array([2**62], np.int64))
+    axis = initializer(watched, "calibration//axis", np.array([0], np.int64))
 
     def append(
         name: str, op_type: str, inputs: list[Any], kind: Any = None, **attributes: Any
@@ -234,15 +234,15 @@ def _watched(model: Any, names: list[str], samples: int | None) -> Any:
     for name in names:
         value = values[name]
         inputs, attributes = but_channels(watched, value)
-        low = append(f"{name}/lowest", "ReduceMin", inputs, **attributes)
-        high = append(f"{name}/highest", "ReduceMax", inputs, **attributes)
+        low = append(f"{name}//lowest", "ReduceMin", inputs, **attributes)
+        high = append(f"{name}//highest", "ReduceMax", inputs, **attributes)
         dims = value.shape.dims[1:] if value.shape is not None else ()
         known = all(isinstance(d, int) for d in dims)
         stride = _stride(int(np.prod(dims)), samples) if known else 1
-        step = initializer(watched, f"{name}/stride", np.array([stride], np.int64))
-        begin = append(f"{name}/begin", "Mod", [phase, step], ir.DataType.INT64)
-        line = append(f"{name}/line", "Reshape", [value, flat])
-        sample = append(f"{name}/sample", "Slice", [line, begin, end, axis, step])
+        step = initializer(watched, f"{name}//stride", np.array([stride], np.int64))
+        begin = append(f"{name}//begin", "Mod", [phase, step], ir.DataType.INT64)
+        line = append(f"{name}//line", "Reshape", [value, flat])
+        sample = append(f"{name}//sample", "Slice", [line, begin, end, axis, step])
         for statistic in (low, high, sample):
             watched.graph.outputs.append(statistic)
     return watched
@@ -274,7 +274,7 @@ def but_channels(model: Any, value: Any) -> tuple[list[Any], dict[str, Any]]:
     axes = [i for i in range(len(value.shape)) if i != 1]
     if model.graph.opset_imports[""] < 18:  # since then the axes are an input
         return [value], {"axes": axes, "keepdims": 0}
-    operand = initializer(model, "reduced/axes", np.array(axes, np.int64))
+    operand = initializer(model, "reduced//axes", np.array(axes, np.int64))
     return [value, operand], {"keepdims": 0}
 
 

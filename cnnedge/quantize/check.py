@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cnnedge.graph.edit import constant, main_nodes, required_constant, single_consumer
+from cnnedge.graph.image_part import scaled_image
 from cnnedge.graph.opset import lowest_opset
 from cnnedge.quantize.plan import WEIGHTED, Target
 
@@ -49,9 +50,10 @@ def _common(model: Any) -> Iterator[str]:
 def _cpu(model: Any, target: Target) -> Iterator[str]:
     if model.graph.opset_imports[""] > lowest_opset(model):
         yield f"opset: {lowest_opset(model)} describes this graph, and older runtimes load that"
-    if target.takes_uint8:
+    image = scaled_image(model) if target.takes_uint8 else None
+    if image is not None:
         for node in main_nodes(model, "QuantizeLinear"):
-            if _is_scaled_image(node.inputs[0]):
+            if node.inputs[0] is image:
                 yield f"{node.name}: the uint8 image must be taken as it is, not quantized anew"
     for node in main_nodes(model, "QuantizeLinear"):
         zero = constant(node.inputs[2])
@@ -107,21 +109,6 @@ def _trt(model: Any) -> Iterator[str]:
             yield f"{node.name}: weight scales must run along axis 0"
         if len(node.inputs) > 2 and _dequantize(node.inputs[2]) is not None:
             yield f"{node.name}: its bias must not be quantized"
-
-
-def _is_scaled_image(value: Any) -> bool:
-    """Tell whether a value is the uint8 image times one factor: a quantized tensor already."""
-    scale = value.producer()
-    if scale is None or scale.op_type != "Mul" or scale.name != "image/scale":
-        return False
-    factor = constant(scale.inputs[1])
-    before = scale.inputs[0].producer()
-    return (
-        factor is not None
-        and factor.size == 1
-        and before is not None
-        and before.name == "image/nchw"
-    )
 
 
 def _users_behind(quantize: Any) -> Iterator[Any]:

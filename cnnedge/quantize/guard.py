@@ -256,13 +256,13 @@ class _Guard:
         return not verdict.failed
 
     def noise(self, state: _State) -> dict[str, LayerNoise]:
-        plan = make_plan(state.model, self._target)
+        plan = self.build(state).plan  # what could be quantized
         batches = islice(self._images(), _NOISE_IMAGES)
         return layer_noise(state.model, plan, self._ranges(state), batches, self._folder)
 
     def keep_the_fewest(self, state: _State, noise: Mapping[str, LayerNoise]) -> None:
         """Find the fewest layers to keep in higher precision, the most sensitive first."""
-        layers = make_plan(state.model, self._target).compute
+        layers = self.build(state).plan.compute
         for number, layer in enumerate(layers, 1):
             alone = replace(state, keep_float=frozenset(layers) - {layer})
             moved = self._divergence(self.build(alone).model, _NOISE_IMAGES)

@@ -60,7 +60,7 @@ def layer_noise(
     for i, name in enumerate(layers):
         shift, lost, signal = sums[3 * i : 3 * i + 3]
         ratio = float(signal) / max(float(lost), 1e-30)
-        noise[name.removesuffix("/noise/shift")] = LayerNoise(
+        noise[name.removesuffix("//noise/shift")] = LayerNoise(
             10 * float(np.log10(max(ratio, 1e-30))), shift / seen
         )
     return noise
@@ -118,7 +118,7 @@ def _watched(model: Any, plan: Plan, ranges: Ranges) -> tuple[Any, list[str]]:
         axis = kernel_axis(node)
         levels, steps = quantize_weight(weight, axis, plan.target)
         shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
-        name = f"{node.name}/noise"
+        name = f"{node.name}//noise"
         rounded = initializer(watched, f"{name}/weight", levels * steps.reshape(shape))
         step = initializer(watched, f"{name}/step", np.array(scale.scale, np.float32))
         zero = initializer(watched, f"{name}/zero", np.array(scale.zero_point, scale.dtype))

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from cnnedge.errors import ModelError
-from cnnedge.graph.edit import constant, main_nodes, single_consumer
+from cnnedge.graph.edit import all_nodes, constant, main_nodes, single_consumer
+from cnnedge.graph.image_part import image_part
 
 # A dense layer with fewer outputs than this gains nothing from int8 and decides the answer.
 SMALLEST_DENSE = 16
+_TOLD = 2  # layers that a message names
+ASKED_FOR = "asked for"  # why a layer stays float that could be quantized
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
+_KERNELS = WEIGHTED | {"ConvTranspose"}
 # Moves values without computing any: result and operand share one scale.
 SAME_SCALE = frozenset({"MaxPool", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose"})
 # Computes in int8 on CPU runtimes when operands and result are quantized.
 CPU_ARITHMETIC = frozenset({"Add", "Concat", "GlobalAveragePool", "AveragePool"})
+
+
+class NoInt8Error(ModelError):
+    """No layer of a network can compute in int8."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,7 @@ class Plan:
         folded: Names of Relu/Clip nodes that the quantized result's clamp replaces.
         shares: For a tensor, the one whose scale it must have.
         skipped: Weighted nodes left in float, and why.
+        pixels: Names of the activations that are the image itself, normalized.
     """
 
     target: Target
@@ -72,6 +84,7 @@ class Plan:
     folded: list[str] = field(default_factory=list)
     shares: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    pixels: frozenset[str] = frozenset()
 
     def scale_source(self, tensor: str) -> str:
         """Return the tensor whose range gives the scale of ``tensor``."""
@@ -80,29 +93,40 @@ class Plan:
         return tensor
 
 
-def make_plan(model: Any, target: Target, *, keep_float: frozenset[str] = frozenset()) -> Plan:
+def make_plan(
+    model: Any,
+    target: Target,
+    *,
+    keep_float: frozenset[str] = frozenset(),
+    unfit: Mapping[str, str] | None = None,
+) -> Plan:
     """Decide what is quantized.
 
     Args:
         model: An FP32 ``onnx_ir.Model`` whose layers bear names.
         target: The contract to follow.
         keep_float: Names of weighted nodes to leave in float.
+        unfit: Names of weighted nodes that were found not to be quantizable, and why.
 
     Raises:
-        ModelError: no layer can compute in int8.
+        NoInt8Error: no layer can compute in int8.
     """
-    plan = Plan(target)
+    pixels = frozenset(node.outputs[0].name for node in image_part(model))
+    plan = Plan(target, pixels=pixels)
     quantized: dict[str, Any] = {}  # tensor name -> value, in graph order
-    for node in main_nodes(model, *WEIGHTED):
-        reason = "asked for" if node.name in keep_float else _unfit(node)
+    for node in all_nodes(model):
+        if node.op_type not in _KERNELS:
+            continue
+        reason = (unfit or {}).get(node.name) or _unfit(node, model, target)
+        reason = ASKED_FOR if node.name in keep_float else reason
         if reason:
             plan.skipped[node.name] = reason
             continue
         plan.compute.append(node.name)
         quantized.setdefault(node.inputs[0].name, node.inputs[0])
     if not plan.compute:
-        reasons = "; ".join(f"{name}: {why}" for name, why in plan.skipped.items())
-        raise ModelError(
+        reasons = brief(plan.skipped)
+        raise NoInt8Error(
             f"no layer of this network can compute in int8 ({reasons or 'none has weights'})",
             fix="leave int8 out: --precision fp32,fp16",
         )
@@ -111,6 +135,12 @@ def make_plan(model: Any, target: Target, *, keep_float: frozenset[str] = frozen
     order = {v.name: i for i, v in enumerate(_values(model))}
     plan.tensors = sorted(quantized, key=order.__getitem__)
     return plan
+
+
+def brief(kept: Mapping[str, str]) -> str:
+    """Return the first few layers that stay float, each with its reason, on one short line."""
+    told = "; ".join(f"{name}: {why}" for name, why in list(kept.items())[:_TOLD])
+    return told + (f"; and {len(kept) - _TOLD} more" if len(kept) > _TOLD else "")
 
 
 def _plan_cpu(model: Any, plan: Plan, quantized: dict[str, Any]) -> None:
@@ -158,7 +188,7 @@ def _feeds_softmax(value: Any) -> bool:
     return value.is_graph_output() or any(user.op_type == "Softmax" for user, _ in value.uses())
 
 
-def _unfit(node: Any) -> str | None:
+def _unfit(node: Any, model: Any, target: Target) -> str | None:
     """Return why a weighted node cannot compute in int8, or None."""
     weight = constant(node.inputs[1])
     if weight is None:
@@ -166,7 +196,20 @@ def _unfit(node: Any) -> str | None:
     producer = node.inputs[0].producer()
     if producer is not None and producer.op_type == "Softmax":
         return "it reads a softmax, which stays float"
+    if node.graph is not model.graph:
+        return "it is computed inside a loop or a branch"
+    bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    # NaN is left to calibration, which refuses it by name; an infinite bias may give finite values.
+    if np.isinf(weight).any() or (bias is not None and np.isinf(bias).any()):
+        return "its weights are not finite"
+    if node.op_type == "ConvTranspose":
+        return "a transposed convolution, which is not quantized"
     if node.op_type == "Conv":
+        if weight.shape[0] == 1:
+            return "1 output channel, which gains nothing from int8"
+        # On CPUs an integer convolution has an integer result, and a softmax wants a float one.
+        if target.quantizes_bias and _feeds_softmax(_behind_clamp(node)):
+            return "its result goes to a softmax, which stays float"
         return None
     if weight.ndim != 2 or node.op_type == "MatMul":
         return "not a dense layer over [N, features]"

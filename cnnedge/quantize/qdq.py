@@ -11,16 +11,20 @@ from typing import Any
 
 import numpy as np
 
+from cnnedge.errors import first_line
 from cnnedge.graph.edit import (
     constant,
     drop_unused_initializers,
     erase,
     initializer,
+    required_constant,
 )
+from cnnedge.graph.image_part import image_part, scaled_image
 from cnnedge.quantize.calibrate import Ranges
 from cnnedge.quantize.plan import Plan, Target
 
 _SMALLEST_HALF = 2.0**-24  # the smallest positive FP16
+_LEAST_STEP = float(np.finfo(np.float32).tiny)  # below it, dividing by a step overflows
 _CHANNELS = 64  # output channels whose weights are rounded at once
 
 
@@ -33,14 +37,22 @@ class Scale:
     dtype: Any  # np.uint8 or np.int8
 
 
+class LayerError(Exception):
+    """A layer cannot be quantized."""
+
+    def __init__(self, layer: str, reason: str) -> None:
+        self.layer, self.reason = layer, reason
+        super().__init__(f"{layer}: {reason}")
+
+
 def activation_scale(low: float, high: float, target: Target) -> Scale:
     """Return the scale that covers ``[low, high]``, zero always included exactly."""
     low, high = min(low, 0.0), max(high, 0.0)
     if target.symmetric:
         span = max(-low, high) or 1.0
-        return Scale(_storable(span / 127, target), 0, np.int8)
+        return Scale(_storable(max(span / 127, _LEAST_STEP), target), 0, np.int8)
     span = (high - low) or 1.0
-    scale = float(np.float32(span / 255))
+    scale = float(np.float32(max(span / 255, _LEAST_STEP)))
     return Scale(scale, int(np.clip(round(-low / scale), 0, 255)), np.uint8)
 
 
@@ -83,9 +95,8 @@ def image_scale(model: Any, plan: Plan, tensor: str) -> Scale | None:
     """Return the scale of a tensor that is the uint8 image itself, or None where it is not."""
     if not plan.target.takes_uint8:
         return None
-    values = {v.name: v for node in model.graph for v in node.outputs}
-    exact = _image_as_it_is(model, plan, values)
-    return exact[1] if exact is not None and exact[0] == tensor else None
+    exact = _image_as_it_is(model, plan)
+    return exact[1] if exact is not None and exact[0].name == tensor else None
 
 
 def insert_pairs(model: Any, plan: Plan, ranges: Ranges) -> dict[str, Scale]:
@@ -94,10 +105,10 @@ def insert_pairs(model: Any, plan: Plan, ranges: Ranges) -> dict[str, Scale]:
     nodes = {node.name: node for node in model.graph}
     values = {v.name: v for node in model.graph for v in node.outputs}
     values |= {v.name: v for v in model.graph.inputs}
-    exact = _image_as_it_is(model, plan, values) if target.takes_uint8 else None
+    exact = _image_as_it_is(model, plan) if target.takes_uint8 else None
     scales = {}
     for tensor in plan.tensors:
-        if exact is not None and tensor == exact[0]:
+        if exact is not None and tensor == exact[0].name:
             scales[tensor] = exact[1]
         else:
             scales[tensor] = activation_scale(*ranges.limits[plan.scale_source(tensor)], target)
@@ -105,12 +116,16 @@ def insert_pairs(model: Any, plan: Plan, ranges: Ranges) -> dict[str, Scale]:
         _fold_clamp(model, nodes[name], values)
     behind = {}
     for tensor in plan.tensors:
-        if exact is not None and tensor == exact[0]:
-            behind[tensor] = _dequantize_image(model, exact, scales[tensor])
+        if exact is not None and tensor == exact[0].name:
+            behind[tensor] = _dequantize_image(model, exact[0], scales[tensor])
         else:
             behind[tensor] = _insert_pair(model, values[tensor], scales[tensor])
+    stored: dict[Any, _Stored] = {}
     for name in plan.compute:
-        _quantize_parameters(model, nodes[name], target, behind, scales)
+        try:
+            _quantize_parameters(model, nodes[name], target, behind, scales, stored)
+        except Exception as error:  # whatever a layer's numbers or form lead to
+            raise LayerError(name, f"it cannot be quantized ({first_line(error)})") from error
     drop_unused_initializers(model)
     return scales
 
@@ -149,33 +164,25 @@ def _fold_clamp(model: Any, clamp: Any, values: dict[str, Any]) -> None:
     values[name] = source
 
 
-def _image_as_it_is(
-    model: Any, plan: Plan, values: dict[str, Any]
-) -> tuple[str, Scale, Any] | None:
+def _image_as_it_is(model: Any, plan: Plan) -> tuple[Any, Scale] | None:
     """Find a first layer fed by a uint8 image times one factor: that IS a quantized tensor.
 
     Returns:
-        The name of the scaled image, its scale and the uint8 input, or None.
+        The scaled image and its scale, or None.
     """
-    tensor = values.get("image/scale")
-    if tensor is None or tensor.name not in plan.tensors:
+    scaled = scaled_image(model)
+    if scaled is None or scaled.name not in plan.tensors:
         return None
-    scale_node = tensor.producer()
-    factor = constant(scale_node.inputs[1])
-    before = scale_node.inputs[0].producer()
-    if factor is None or factor.size != 1 or before is None or before.name != "image/nchw":
-        return None
-    step = Scale(float(factor.reshape(-1)[0]), 0, np.uint8)
-    return tensor.name, step, model.graph.inputs[0]
+    factor = required_constant(scaled.producer().inputs[1])
+    return scaled, Scale(float(factor.reshape(-1)[0]), 0, np.uint8)
 
 
-def _dequantize_image(model: Any, exact: tuple[str, Scale, Any], scale: Scale) -> Any:
+def _dequantize_image(model: Any, scaled: Any, scale: Scale) -> Any:
     """Replace cast, transpose and scale by a uint8 transpose and one DequantizeLinear."""
     import onnx_ir as ir
 
-    image = exact[2]
-    chain = {node.name: node for node in model.graph if node.name.startswith("image/")}
-    scaled = chain["image/scale"].outputs[0]
+    chain = image_part(model)
+    image = chain[0].inputs[0]
     transpose = ir.node("Transpose", [image], {"perm": [0, 3, 1, 2]}, name="image/nchw/uint8")
     step, zero = _scale_inputs(model, "image/scale", scale)
     dequantize = ir.node(
@@ -186,18 +193,37 @@ def _dequantize_image(model: Any, exact: tuple[str, Scale, Any], scale: Scale) -
         node.outputs[0].shape, node.outputs[0].type = scaled.shape, ir.TensorType(dtype)
     model.graph.insert_before(next(iter(model.graph)), [transpose, dequantize])
     scaled.replace_all_uses_with(dequantize.outputs[0])
-    for name in ("image/scale", "image/nchw", "image/cast"):
-        erase(model, chain[name])
+    for node in reversed(chain):
+        erase(model, node)
     return dequantize.outputs[0]
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """Integers in the graph, with their scales and zero points: what DequantizeLinear takes."""
+
+    inputs: tuple[Any, Any, Any]
+    steps: np.ndarray
+    axis: int
+
+
 def _quantize_parameters(
-    model: Any, node: Any, target: Target, behind: dict[str, Any], scales: dict[str, Scale]
+    model: Any,
+    node: Any,
+    target: Target,
+    behind: dict[str, Any],
+    scales: dict[str, Scale],
+    stored: dict[Any, _Stored],
 ) -> None:
-    """Store a layer's kernel as int8, and its bias as int32 where the target wants it."""
+    """Store a layer's kernel as int8, and its bias as int32 where the target wants it.
+
+    Layers that share a kernel share its integers too, each with a DequantizeLinear of its own: that
+    is what runtimes fuse.
+    """
     import onnx_ir as ir
 
-    weight = constant(node.inputs[1])
+    kernel = node.inputs[1]
+    weight = constant(kernel)
     assert weight is not None
     axis = kernel_axis(node)
     if node.op_type == "Gemm" and target.output_channel_first:
@@ -211,39 +237,41 @@ def _quantize_parameters(
         # A bias far larger than its weights must still fit 32 bits at scale s_x * s_w.
         smallest = np.abs(bias.astype(np.float64)) / (input_scale * (2.0**31 - 1))
     levels, steps = quantize_weight(weight, axis, target, smallest)
-    zeros = np.zeros(len(steps), np.int8)
-    node.replace_input_with(
-        1, _dequantized(model, node, node.inputs[1].name, levels, steps, zeros, axis)
-    )
+    own = (kernel.name, axis, steps.tobytes())  # of two scales, two kernels of integers
+    if own not in stored:
+        zeros = np.zeros(len(steps), np.int8)
+        stored[own] = _store(model, kernel.name, levels, steps, zeros, axis)
+    node.replace_input_with(1, _dequantized(model, node, kernel.name, stored[own]))
     if bias is not None and target.quantizes_bias:
         bias_steps = (steps.astype(np.float64) * input_scale).astype(np.float32)
+        bias_steps = np.maximum(bias_steps, np.float32(_LEAST_STEP))
         integers = np.rint(bias / bias_steps.astype(np.float64))
         integers = np.clip(integers, -(2**31) + 1, 2**31 - 1).astype(np.int32)
-        name, zeros32 = node.inputs[2].name, np.zeros(len(steps), np.int32)
-        node.replace_input_with(
-            2, _dequantized(model, node, name, integers, bias_steps, zeros32, 0)
-        )
+        name = node.inputs[2].name
+        zeros32 = np.zeros(len(steps), np.int32)
+        made = _store(model, name, integers, bias_steps, zeros32, 0)
+        node.replace_input_with(2, _dequantized(model, node, name, made))
 
 
-def _dequantized(
-    model: Any,
-    before: Any,
-    name: str,
-    integers: np.ndarray,
-    steps: np.ndarray,
-    zeros: np.ndarray,
-    axis: int,
-) -> Any:
-    import onnx_ir as ir
-
-    inputs = [
+def _store(
+    model: Any, name: str, integers: np.ndarray, steps: np.ndarray, zeros: np.ndarray, axis: int
+) -> _Stored:
+    inputs = (
         initializer(model, f"{name}/quantized", integers),
         initializer(model, f"{name}/scale", steps),
         initializer(model, f"{name}/zero_point", zeros),
-    ]
-    node = ir.node("DequantizeLinear", inputs, {"axis": axis}, name=f"{name}/dequantize")
+    )
+    return _Stored(inputs, steps, axis)
+
+
+def _dequantized(model: Any, before: Any, name: str, stored: _Stored) -> Any:
+    import onnx_ir as ir
+
+    node = ir.node(
+        "DequantizeLinear", list(stored.inputs), {"axis": stored.axis}, name=f"{name}/dequantize"
+    )
     node.outputs[0].name = node.name
-    node.outputs[0].shape = ir.Shape(integers.shape)
+    node.outputs[0].shape = stored.inputs[0].shape
     node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     model.graph.insert_before(before, node)
     return node.outputs[0]

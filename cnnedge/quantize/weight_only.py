@@ -14,7 +14,13 @@ from typing import Any
 import numpy as np
 
 from cnnedge.errors import ModelError
-from cnnedge.graph.edit import constant, drop_unused_initializers, initializer, main_nodes
+from cnnedge.graph.edit import (
+    constant,
+    drop_unused_initializers,
+    initializer,
+    main_nodes,
+    settle_names,
+)
 from cnnedge.quantize.plan import SMALLEST_DENSE
 
 DOMAIN = "com.microsoft"
@@ -58,12 +64,14 @@ def quantize_dense_weights(model: Any, bits: int) -> WeightOnlyGraph:
     copy = model.clone()
     block = BLOCK_SIZES[bits]
     layers, skipped = [], {}
-    held = total = 0
+    sizes: dict[str, int] = {}  # of each kernel, however many layers share it
+    stored: dict[str, list[Any]] = {}
     for node in main_nodes(copy, "Conv", "Gemm", "MatMul"):
-        weight = constant(node.inputs[1])
+        kernel = node.inputs[1]
+        weight = constant(kernel)
         if weight is None:
             continue
-        total += weight.size
+        sizes[kernel.name] = weight.size
         if node.op_type == "Conv":
             continue
         reason = _unfit(node, weight, block)
@@ -71,8 +79,10 @@ def quantize_dense_weights(model: Any, bits: int) -> WeightOnlyGraph:
             skipped[node.name] = reason
             continue
         layers.append(node.name)
-        held += weight.size
-        _replace(copy, node, weight, bits, block)
+        if kernel.name not in stored:
+            stored[kernel.name] = _store(copy, kernel.name, _oriented(node, weight), bits, block)
+        _replace(copy, node, _oriented(node, weight).shape, stored[kernel.name], bits, block)
+    held, total = sum(sizes[name] for name in stored), sum(sizes.values())
     if held < _LEAST_SHARE * total:
         why = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
         raise ModelError(
@@ -82,6 +92,7 @@ def quantize_dense_weights(model: Any, bits: int) -> WeightOnlyGraph:
         )
     copy.graph.opset_imports[DOMAIN] = 1
     drop_unused_initializers(copy)
+    settle_names(copy)
     broken = weight_only_violations(copy, bits)
     if broken:
         raise ModelError(
@@ -194,7 +205,18 @@ def _oriented(node: Any, weight: np.ndarray) -> np.ndarray:
     return weight if attribute is not None and attribute.as_int() else weight.T
 
 
-def _replace(model: Any, node: Any, weight: np.ndarray, bits: int, block: int) -> None:
+def _store(model: Any, name: str, kernel: np.ndarray, bits: int, block: int) -> list[Any]:
+    """Register a kernel's blocks and their scales; return the two values."""
+    levels, scales = quantize_blocks(kernel, bits, block)
+    return [
+        initializer(model, f"{name}/quantized", pack(levels, bits)),
+        initializer(model, f"{name}/scale", scales.reshape(-1)),
+    ]
+
+
+def _replace(
+    model: Any, node: Any, shape: tuple[int, ...], stored: list[Any], bits: int, block: int
+) -> None:
     """Put MatMulNBits, and an Add for the bias, in the place of a Gemm.
 
     The operator takes a bias itself only since later releases of ONNX Runtime; the Add costs
@@ -202,17 +224,10 @@ def _replace(model: Any, node: Any, weight: np.ndarray, bits: int, block: int) -
     """
     import onnx_ir as ir
 
-    kernel = _oriented(node, weight)
-    levels, scales = quantize_blocks(kernel, bits, block)
-    name = node.inputs[1].name
-    inputs = [
-        node.inputs[0],
-        initializer(model, f"{name}/quantized", pack(levels, bits)),
-        initializer(model, f"{name}/scale", scales.reshape(-1)),
-    ]
+    inputs = [node.inputs[0], *stored]
     attributes = {
-        "K": kernel.shape[1],
-        "N": kernel.shape[0],
+        "K": shape[1],
+        "N": shape[0],
         "bits": bits,
         "block_size": block,
         "accuracy_level": ACCURACY_LEVEL,

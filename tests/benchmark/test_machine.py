@@ -108,7 +108,7 @@ PEAKS = Peaks(100e9, 400e9, {1: 50e9, 64: 10e9}, {"fp32": "x", "int8": "y"})
 
 
 def layer(name="conv", macs=0, weights=0, stored="float32", computed="float32"):
-    return WeightedLayer(name, "Conv", weights, macs, stored, computed)
+    return WeightedLayer(name, "Conv", weights, macs, stored, computed, f"{name}/weight")
 
 
 def test_a_layer_is_bound_by_its_arithmetic_or_by_its_weights():
