@@ -52,6 +52,17 @@ class Chance:
         return f"{self.accuracy:.1%} of {self.n} images, where guessing gives {self.guess:.1%}"
 
 
+def guessing(answers: np.ndarray, targets: np.ndarray) -> str | None:
+    """Return how well a model does that is no better than guessing; None: it is better.
+
+    Args:
+        answers: float ``[N, classes]``.
+        targets: The right classes, int ``[N]``.
+    """
+    found = against_chance(answers.argmax(axis=1), targets)
+    return f"right for {found}" if found.at_chance else None
+
+
 def against_chance(first: np.ndarray, targets: np.ndarray) -> Chance:
     """Hold answers against guessing.
 

@@ -207,7 +207,8 @@ class Verdict:
 
     Attributes:
         status: "passed"; "unproven" (the drop is within the limit, but so few images could not
-            have shown otherwise); "failed"; or "not judged" (the weights are random).
+            have shown otherwise); "failed"; or "not judged" (the weights are random, or the model
+            itself is no better than guessing).
         reason: One sentence.
     """
 
@@ -348,6 +349,7 @@ def judge(
     max_drop: float,
     trained: bool,
     achieved: Mapping[str, Mapping[str, float]],
+    guessing: str | None = None,
 ) -> Verdict:
     """Apply the gates to a comparison.
 
@@ -357,6 +359,8 @@ def judge(
         max_drop: The largest top-1 drop allowed, in points.
         trained: Whether the weights are: with random ones accuracy is not judged.
         achieved: The share of MACs and of weights per data type, read from the graph.
+        guessing: How well the reference does, where that is no better than by guessing: a drop
+            from there would not show, so accuracy is not judged either.
     """
     if comparison.not_finite:
         return Verdict(
@@ -378,6 +382,8 @@ def judge(
         )
     if not trained:
         return Verdict("not judged", "the weights are random, so accuracy means nothing yet")
+    if guessing is not None:
+        return Verdict("not judged", f"the model itself is no better than guessing: {guessing}")
     low, high = comparison.interval
     measured = f"{comparison.drop:+.2f} points [{low:+.2f}, {high:+.2f}] on {comparison.n} images"
     if comparison.drop > max_drop:

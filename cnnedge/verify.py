@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cnnedge.bundle import MANIFEST, Bundle, Manifest, Variant, open_bundle
+from cnnedge.chance import guessing
 from cnnedge.data import Dataset, Split
 from cnnedge.errors import BundleError, DataError, GateError, ModelError
 from cnnedge.files import sha256
@@ -152,6 +153,7 @@ def verify_bundle(
     }
     trained = manifest.model.get("weights") != "random"
     comparisons: dict[str, Comparison] = {}
+    guesses = None
     against, data = "the recorded answers to the golden images", "golden images alone"
     if dataset is not None:
         dataset = in_order_of(manifest, dataset)
@@ -173,7 +175,7 @@ def verify_bundle(
             on_cpu = runtime == "cpu" and "fp32" in run  # then it need not run twice
             reference = run["fp32"] if on_cpu else _fp32_on_cpu(bundle)
             against = "the FP32 variant on the CPU (held to Keras at export)"
-        comparisons, _ = compare_variants(
+        comparisons, right = compare_variants(
             run,
             reference,
             split,
@@ -186,6 +188,7 @@ def verify_bundle(
             progress=progress,
         )
         data = f"{len(split)} test images of {dataset.spec}"
+        guesses = guessing(right, split.targets)
     allowed = manifest.max_drop if max_drop is None else max_drop
     reports = []
     for v in chosen:
@@ -199,6 +202,7 @@ def verify_bundle(
                 max_drop=allowed,
                 trained=trained,
                 achieved=achieved,
+                guessing=guesses,
             )
         reports.append(
             VariantReport(

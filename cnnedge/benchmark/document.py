@@ -18,6 +18,7 @@ from cnnedge.benchmark.rounds import Collected
 from cnnedge.benchmark.rows import contestant_row
 from cnnedge.benchmark.suite import ModelEntry, Suite
 from cnnedge.bundle import Bundle, Manifest
+from cnnedge.chance import guessing
 from cnnedge.errors import MALFORMED, BundleError, CnnEdgeError
 from cnnedge.machine import Machine
 
@@ -148,6 +149,7 @@ def model_document(found: Measured, suite: Suite, peaks: Peaks | None) -> dict[s
             row["duty_cycle"]["idle_s"] = suite.idle_seconds
     leave_roof_out(rows)
     doubted = doubt(found.others, stable_ones(rows))
+    guesses = _guesses(found, manifest) if judged else None
     max_drop = manifest.max_drop if suite.max_drop is None else suite.max_drop
     layers, _ = graphs(found.collected[0].contestant)
     macs = None if layers is None else sum(layer.macs for layer in layers)
@@ -168,6 +170,7 @@ def model_document(found: Measured, suite: Suite, peaks: Peaks | None) -> dict[s
         "layout": f"{manifest.input} NHWC [N, {height}, {width}, {channels}]",
         "macs": macs,
         "max_drop": max_drop,
+        "guessing": guesses,
         "data": data,
         "baseline": None if baseline is None else baseline.contestant.name,
         "contestants": rows,
@@ -183,8 +186,17 @@ def model_document(found: Measured, suite: Suite, peaks: Peaks | None) -> dict[s
             judged=judged,
             doubt=doubted,
             macs=macs,
+            guessing=guesses,
         ),
     }
+
+
+def _guesses(found: Measured, manifest: Manifest) -> str | None:
+    """Return how well the reference does, where that is no better than by guessing."""
+    if found.answers is not None:
+        return guessing(found.answers.expected, found.answers.split.targets)
+    recorded = manifest.reference.get("guessing")
+    return str(recorded) if recorded else None
 
 
 def _answers_row(

@@ -22,6 +22,7 @@ def pick(
     doubt: str | None = None,
     machine: Machine | None = None,
     macs: int | None = None,
+    guessing: str | None = None,
 ) -> dict[str, Any]:
     """Return the pick among a model's contestants, as docs/benchmark.md lists it.
 
@@ -38,6 +39,8 @@ def pick(
         doubt: Why latencies decide nothing, or None.
         machine: What they were measured on; None: this one.
         macs: Multiplications for one image, or None.
+        guessing: How well the model does, where that is no better than by guessing: nobody is
+            picked then.
     """
     timed = [row for row in rows if row.get("single_stream")]
     reasons = {
@@ -45,14 +48,19 @@ def pick(
         for row in timed
     }
     fit = [row for row in timed if reasons[row["name"]] is None]
-    if not fit:
+    if guessing or not fit:
+        why = "nobody was measured within the accuracy budget"
+        if guessing:
+            why = f"the model itself is no better than guessing: {guessing}"
         return {
             "name": None,
             "title": None,
             "by": None,
-            "why": "nobody was measured within the accuracy budget",
+            "why": why,
             "how": None,
-            "runners_up": [_runner_up(row, reasons[row["name"]] or "") for row in timed],
+            "runners_up": []
+            if guessing
+            else [_runner_up(row, reasons[row["name"]] or "") for row in timed],
         }
     if doubt is None:
         fastest = min(fit, key=lambda row: row["single_stream"]["p50_ms"])

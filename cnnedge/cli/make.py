@@ -112,6 +112,10 @@ def train_command(
 
     Writes F.keras, F.history.json and F.history.png. A checkpoint after every epoch lets --resume
     go on after a kill, to the same result.
+
+    Where nothing was learned in the first epochs, it starts again once with He's initialisation and
+    pixels in -1…1, and says so. A model that is no better than guessing in the end is written all
+    the same, and the exit code is 3.
     """
     from cnnedge.data import open_source
     from cnnedge.train import TrainOptions, train_model
@@ -130,15 +134,30 @@ def train_command(
         dataset = open_source(source, seed=seed, progress=progress)
         tell_data(dataset)
         result = train_model(
-            model, dataset, out, options, resume=resume, progress=progress, on_epoch=_tell_epoch
+            model,
+            dataset,
+            out,
+            options,
+            resume=resume,
+            progress=progress,
+            on_epoch=_tell_epoch,
+            on_retry=_warn,
         )
     if as_json:
-        return print_json(result.to_dict())
-    click.echo(
-        f"{out}: top-1 {result.top1:.2%}, top-5 {result.top5:.2%} on {result.test_images} test "
-        f"images; best epoch {result.best_epoch} of {result.epochs_run}, {result.seconds:.0f} s"
-    )
-    return None
+        print_json(result.to_dict())
+    else:
+        click.echo(
+            f"{out}: top-1 {result.top1:.2%}, top-5 {result.top5:.2%} on {result.test_images} test "
+            f"images; best epoch {result.best_epoch} of {result.epochs_run}, {result.seconds:.0f} s"
+        )
+    for line in result.warnings:
+        _warn(line)
+    if result.at_chance:
+        raise GateError(
+            f"{out} was written, and it guesses: top-1 {result.top1:.1%} on {result.test_images} "
+            "test images",
+            fix="do not ship it; train on more images, or with another --learning-rate",
+        )
 
 
 @command(
@@ -252,7 +271,7 @@ def export_command(
             recipe, folder, force=force, progress=progress, on_data=tell_data
         )
     for warning in warnings:
-        click.echo(f"warning: {warning}", err=True)
+        _warn(warning)
     if as_json:
         print_json(json.loads(bundle.manifest.to_json()))
     else:
@@ -348,3 +367,7 @@ def engine_command(
 
 def _tell_epoch(report: Any) -> None:
     click.echo(str(report), err=True)
+
+
+def _warn(line: str) -> None:
+    click.echo(f"warning: {line}", err=True)

@@ -65,7 +65,7 @@ def show_inspection(inspection: Any) -> None:
 
 def show_bundle(bundle: Any) -> None:
     """Show what was exported, as its manifest has it."""
-    from cnnedge.report import doubt_of, variant_rows
+    from cnnedge.report import doubt_of, guesses, variant_rows
 
     doubt = doubt_of(bundle.manifest)
     show_doubt(doubt)
@@ -95,6 +95,8 @@ def show_bundle(bundle: Any) -> None:
         "verdict",
     )
     print_table(headers, rows, left=(0, 7))
+    if guesses(bundle.manifest):
+        click.echo(guesses(bundle.manifest))
     machine = bundle.manifest.machine
     click.echo(f"{machine['cpu']}, {machine['cores']} cores; batch 1")
     for variant in bundle.manifest.variants:

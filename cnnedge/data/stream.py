@@ -6,6 +6,7 @@ depends on the seed, the epoch and the image alone, so a resumed run sees what i
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -96,6 +97,12 @@ class Stream:
     def __len__(self) -> int:
         """Return how many batches an epoch has."""
         return -(-len(self.train_at) // self._batch_size)
+
+    def normalized(self, normalization: str) -> Stream:
+        """Return the same batches, normalized otherwise; decoded pixels are shared."""
+        other = copy.copy(self)
+        other._normalization = normalization
+        return other
 
     def training(self, epoch: int) -> Iterator[Batch]:
         """Yield ``(float32 [n, H, W, C], int64 [n])``, normalized, in an order of the epoch's own.

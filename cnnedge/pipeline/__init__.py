@@ -43,6 +43,7 @@ from cnnedge.graph.write import serialize, write_onnx
 from cnnedge.head import require_head
 from cnnedge.image import normalize
 from cnnedge.machine import this_machine, tool_versions
+from cnnedge.pipeline.gate import Gate
 from cnnedge.pipeline.int8 import (
     Calibrated,
     calibrate_source,
@@ -56,7 +57,7 @@ from cnnedge.progress import Progress, silent
 from cnnedge.quantize import NoInt8Error, brief, quantize_dense_weights
 from cnnedge.recipe import Recipe
 from cnnedge.report import render_report
-from cnnedge.result import WEIGHT_ONLY, Comparison, Measurement, Verdict, compare, judge
+from cnnedge.result import WEIGHT_ONLY, Comparison, Measurement, Verdict, compare
 from cnnedge.selftest import REFERENCE_ANSWERS, Fingerprints, golden_images, write_selftest
 from cnnedge.source import Source, resolve
 from cnnedge.verify import compare_variants
@@ -158,8 +159,9 @@ def _build(
     for graph in graphs:
         own = replace(comparisons[graph.name], limit=limits.get(graph.precision))
         comparisons[graph.name] = own
-    gate = _Gate(source, recipe, test, answers)
-    verdicts = {g.name: gate.judge(g, comparisons[g.name]) for g in graphs}
+    gate = Gate(source, recipe, test, answers)
+    warnings += gate.warnings
+    verdicts = {g.name: gate.judge(g.precision, g.model, comparisons[g.name]) for g in graphs}
     for index, graph in enumerate(graphs):
         found = comparisons[graph.name]
         lost_too_much = found.drop > recipe.max_drop or found.not_finite > 0
@@ -172,7 +174,7 @@ def _build(
         contestants |= _open([mended], source, recipe, folder)
         run[mended.name] = contestants[mended.name].answer
         comparisons[mended.name] = gate.compare(run[mended.name])
-        verdicts[mended.name] = gate.judge(mended, comparisons[mended.name])
+        verdicts[mended.name] = gate.judge(mended.precision, mended.model, comparisons[mended.name])
     bench = _measure(source, recipe, test, graphs, contestants, progress)
     files = write_selftest(
         folder,
@@ -204,7 +206,7 @@ def _build(
             provider=contestants[graph.name].provider,
             latency=latency.get(graph.name),
             quantization=graph.quantization,
-            recommendation=asdict(bench.recommend(graph.name, graph.precision)),
+            recommendation=asdict(gate.recommend(bench, graph.name, graph.precision)),
         )
         for graph in graphs
     )
@@ -230,6 +232,7 @@ def _build(
             "runtime": "keras",
             "top1": alone.top1,
             "top5": alone.top5,
+            "guessing": gate.guessing,
             "bytes": 4 * parameters,
             "latency": latency["keras"],
         },
@@ -297,36 +300,11 @@ def _describe(calibrated: Calibrated, source: Source) -> dict[str, Any]:
     return {"source": source.dataset.spec} | calibrated.describe()
 
 
-@dataclass(frozen=True)
-class _Gate:
-    """Decides on the test images whether a variant is good enough."""
-
-    source: Source
-    recipe: Recipe
-    test: Split
-    expected: np.ndarray
-
-    def compare(self, answer: Answer) -> Comparison:
-        """Hold a variant's answers against the reference's, which are known by now."""
-        run = {"variant": answer}
-        found, _ = compare_variants(run, None, self.test, self.source.image, expected=self.expected)
-        return found["variant"]
-
-    def judge(self, graph: Graph, comparison: Comparison) -> Verdict:
-        return judge(
-            comparison,
-            precision=graph.precision,
-            max_drop=self.recipe.max_drop,
-            trained=self.source.weights != "random" and self.source.may_calibrate,
-            achieved=achieved_precision(graph.model),
-        )
-
-
 def _guard(
     calibrated: Calibrated,
     graph: Graph,
     plain: tuple[Comparison, Verdict],
-    gate: _Gate,
+    gate: Gate,
     folder: Path,
     progress: Progress,
 ) -> Graph:
@@ -336,7 +314,7 @@ def _guard(
     def evaluate(model: Any) -> tuple[Comparison, Verdict]:
         session = open_session(serialize(model))
         comparison = gate.compare(lambda batch: session(as_taken(batch)))
-        return comparison, gate.judge(replace(graph, model=model), comparison)
+        return comparison, gate.judge(graph.precision, model, comparison)
 
     as_taken = _as_taken(gate.source, gate.recipe)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:

@@ -53,6 +53,8 @@ def _main_row(row: Mapping[str, Any], doubted: bool) -> tuple[Any, ...]:
 def remarks(document: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
     """Return the lines under a model's table: what is doubtful, left out, and the pick."""
     lines = []
+    if model.get("guessing"):
+        lines.append(f"warning: the model itself is no better than guessing: {model['guessing']}")
     for row in model["contestants"]:
         single = row["single_stream"]
         if single is not None and not single["stable"]:

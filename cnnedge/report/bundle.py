@@ -36,7 +36,15 @@ def variant_rows(manifest: Manifest) -> list[dict[str, Any]]:
         }
     ]
     rows += [_variant_row(variant, keras_ms, trained) for variant in manifest.variants]
+    if guesses(manifest):  # how many times faster it guesses is no figure to show
+        rows = [row | {"speed_up": None} for row in rows]
     return rows
+
+
+def guesses(manifest: Manifest) -> str | None:
+    """Return the line that says so where the model itself is no better than guessing."""
+    found = manifest.reference.get("guessing")
+    return f"The model itself is no better than guessing: {found}." if found else None
 
 
 def _variant_row(variant: Variant, keras_ms: float | None, trained: bool) -> dict[str, Any]:
@@ -115,6 +123,7 @@ def render_report(manifest: Manifest, bench: Benchmark) -> str:
         m=manifest,
         banner=None if doubted is None else banner(doubted),
         rows=rows,
+        guesses=guesses(manifest),
         bench=bench.to_dict(),
         slowest=slowest or 1.0,
         attempts=attempts(manifest),

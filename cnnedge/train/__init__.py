@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cnnedge import __version__
+from cnnedge.chance import against_chance
 from cnnedge.checkpoint import remove_checkpoint
 from cnnedge.data import Dataset
 from cnnedge.data.stream import Stream
@@ -27,6 +29,7 @@ from cnnedge.result import top_k
 from cnnedge.train.checkpoint import State, read_state, write_state
 from cnnedge.train.history import EpochReport, best_epoch, draw_history, write_history
 from cnnedge.train.learner import Learner, precision
+from cnnedge.train.plateau import AGAIN, Blind, describe_retry, findings, start_again
 
 if TYPE_CHECKING:
     from cnnedge.backends.keras import ModelNote
@@ -97,6 +100,11 @@ class TrainResult:
         seconds: What the epochs took.
         stopped_early: Whether patience ran out before the epochs did.
         parameters: How many weights the model has.
+        at_chance: Whether the test images are answered no better than by guessing; see
+            `cnnedge.chance`.
+        warnings: What a user should read of how it went, one line each.
+        retry: How it was started a second time, since nothing was learned at first, with
+            ``after_epoch``, ``why``, ``initialisation`` and ``normalization``; None: it was not.
     """
 
     path: Path
@@ -109,6 +117,9 @@ class TrainResult:
     seconds: float
     stopped_early: bool
     parameters: int
+    at_chance: bool = False
+    warnings: tuple[str, ...] = ()
+    retry: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON-able data."""
@@ -124,8 +135,12 @@ def train_model(
     resume: bool = False,
     progress: Progress = silent,
     on_epoch: Callable[[EpochReport], None] = lambda report: None,
+    on_retry: Callable[[str], None] = lambda line: None,
 ) -> TrainResult:
     """Train a built-in model, and keep the weights of the epoch that validated best.
+
+    Where random weights have learned nothing in the first epochs, it starts again once, with He's
+    initialisation and pixels in -1…1, for the epochs that are left; see `cnnedge.train.plateau`.
 
     A tenth of the *train* split, stratified and seeded, is held back for validation. The test
     split is looked at once, after training; the calibration split never.
@@ -145,6 +160,7 @@ def train_model(
         resume: Go on from the checkpoint beside ``out``.
         progress: Told of every batch.
         on_epoch: Told of every epoch, after its checkpoint was written.
+        on_retry: Told of a second start.
 
     Raises:
         MissingExtraError: TensorFlow or Matplotlib is not installed.
@@ -163,7 +179,8 @@ def train_model(
     require_writable(out, checkpoint, history_json, history_png)
     run = _describe(model_name, dataset, options)
     state = read_state(checkpoint, run) if resume else None
-    learner = Learner(
+    make_learner = partial(
+        Learner,
         model_name,
         len(dataset.labels),
         options.image_size,
@@ -171,6 +188,7 @@ def train_model(
         learning_rate=run["learning_rate"],
         options=options.model_options,
     )
+    learner = make_learner()
     _require_space(out, checkpoint, learner.nbytes)
     if state is None:
         normalization = learner.init_from(options.init)
@@ -195,7 +213,17 @@ def train_model(
         progress=progress,
     )
 
-    while not _finished(state.history, options):
+    blind = Blind.of(stream, dataset.train.targets)
+    may_retry = options.init is None
+    while True:
+        if may_retry and _may_start_again(state, options) and blind.unmoved(state.history):
+            learner = make_learner()
+            state = _started_again(learner, state, options, blind)
+            note = replace(note, normalization=state.normalization)
+            stream = stream.normalized(state.normalization)
+            on_retry(AGAIN.format(**(state.retry or {})))
+        if _finished(state, options):
+            break
         report = learner.run_epoch(len(state.history) + 1, options.epochs, stream, progress)
         if not report.finite:
             remove_checkpoint(checkpoint)  # going on from it would lead here again
@@ -205,7 +233,10 @@ def train_model(
         on_epoch(report)
 
     learner.restore(state.best)
-    top1, top5 = _test(learner, dataset, state.normalization, progress)
+    answers = _test(learner, dataset, state.normalization, progress)
+    targets = dataset.test.targets
+    top1, top5 = top_k(answers, targets, 1), top_k(answers, targets, min(5, len(dataset.labels)))
+    test = against_chance(answers.argmax(1), targets)
     result = TrainResult(
         path=out,
         history=state.history,
@@ -213,14 +244,18 @@ def train_model(
         top5=top5,
         test_images=len(dataset.test),
         epochs_run=len(state.history),
-        best_epoch=best_epoch(state.history),
+        best_epoch=best_epoch(state.counted),
         seconds=sum(report.seconds for report in state.history),
         stopped_early=len(state.history) < options.epochs,
         parameters=learner.parameters,
+        at_chance=test.at_chance,
+        warnings=tuple(findings(state.counted, blind, test)),
+        retry=state.retry,
     )
     learner.save(out, note, {"top1": top1, "top5": top5, "test_images": len(dataset.test)})
     write_history(history_json, run, result.to_dict())
-    draw_history(history_png, f"{model_name} on {dataset.name}", state.history)
+    title = f"{model_name} on {dataset.name}"
+    draw_history(history_png, title, state.history, result.best_epoch)
     remove_checkpoint(checkpoint)
     return result
 
@@ -248,9 +283,27 @@ def _describe(model_name: str, dataset: Dataset, options: TrainOptions) -> dict[
     }
 
 
-def _finished(history: tuple[EpochReport, ...], options: TrainOptions) -> bool:
-    since_best = len(history) - best_epoch(history)
-    return len(history) >= options.epochs or since_best >= options.patience
+def _may_start_again(state: State, options: TrainOptions) -> bool:
+    return state.retry is None and len(state.history) < options.epochs
+
+
+def _started_again(learner: Learner, state: State, options: TrainOptions, blind: Blind) -> State:
+    """Return the state before the first epoch of a second start."""
+    return State(
+        state.run,
+        start_again(learner.model, options.seed),
+        state.history,
+        learner.variables(),
+        learner.optimizer_variables(),
+        retry=describe_retry(state.history, blind),
+    )
+
+
+def _finished(state: State, options: TrainOptions) -> bool:
+    since_best = len(state.counted)
+    if state.counted:
+        since_best = len(state.history) - best_epoch(state.counted)
+    return len(state.history) >= options.epochs or since_best >= options.patience
 
 
 def _diverged(
@@ -258,8 +311,8 @@ def _diverged(
 ) -> ModelError:
     """Save the best weights so far beside ``out``, and return the error that says so."""
     kept = "no epoch before it is worth keeping"
-    if state.history:
-        best = state.history[best_epoch(state.history) - 1]
+    if state.counted:
+        best = state.history[best_epoch(state.counted) - 1]
         rescued = out.with_suffix(".best.keras")
         learner.restore(state.best)
         learner.save(rescued, note, {"validation_top1": best.val_accuracy})
@@ -271,9 +324,8 @@ def _diverged(
     )
 
 
-def _test(
-    learner: Learner, dataset: Dataset, normalization: str, progress: Progress
-) -> tuple[float, float]:
+def _test(learner: Learner, dataset: Dataset, normalization: str, progress: Progress) -> np.ndarray:
+    """Return the answers to the test images, float32 ``[N, classes]``."""
     from cnnedge.backends.keras import predict
 
     model = learner.in_float32()
@@ -282,6 +334,4 @@ def _test(
         answers.append(predict(model, images, normalization))
         done += len(images)
         progress("test", done, len(dataset.test))
-    found = np.concatenate(answers)
-    targets = dataset.test.targets
-    return top_k(found, targets, 1), top_k(found, targets, min(5, len(dataset.labels)))
+    return np.concatenate(answers)

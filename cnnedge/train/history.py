@@ -64,8 +64,15 @@ def write_history(path: Path, run: dict[str, Any], result: dict[str, Any]) -> No
     write_text(path, json.dumps({"run": run, "result": result}, indent=1, default=str) + "\n")
 
 
-def draw_history(path: Path, title: str, history: Sequence[EpochReport]) -> None:
-    """Draw loss and accuracy over the epochs, training beside validation, as a PNG."""
+def draw_history(path: Path, title: str, history: Sequence[EpochReport], best: int) -> None:
+    """Draw loss and accuracy over the epochs, training beside validation, as a PNG.
+
+    Args:
+        path: The file.
+        title: Above the panels.
+        history: All epochs.
+        best: The one that is marked, from 1.
+    """
     import_matplotlib()
     from matplotlib.figure import Figure  # no pyplot: it would keep state, and want a display
     from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -73,7 +80,6 @@ def draw_history(path: Path, title: str, history: Sequence[EpochReport]) -> None
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     figure.suptitle(title)
     epochs = [r.epoch for r in history]
-    best = history[best_epoch(history) - 1]
     panels = (
         ("Loss (cross-entropy)", [r.loss for r in history], [r.val_loss for r in history]),
         ("Accuracy", [r.accuracy for r in history], [r.val_accuracy for r in history]),
@@ -82,11 +88,11 @@ def draw_history(path: Path, title: str, history: Sequence[EpochReport]) -> None
         axes.plot(epochs, training, "o-", color="#7a869a", markersize=4, label="training")
         axes.plot(epochs, validation, "o-", color="#0b6bcb", markersize=4, label="validation")
         axes.plot(
-            *(best.epoch, validation[best.epoch - 1], "*"),
+            *(best, validation[best - 1], "*"),
             color="#d9480f",
             markersize=14,
             clip_on=False,
-            label=f"best: epoch {best.epoch}",
+            label=f"best: epoch {best}",
         )
         axes.set(title=name, xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
