@@ -32,6 +32,7 @@ class Recipe(BaseModel):
         preprocess: What the network wants of its pixels; None: as the `.keras` file notes.
         resize: How an image is fitted to the input; None: as noted, else "stretch".
         labels: A file with one label a line; None: as noted, else the data's.
+        output: Which of a model's outputs classifies, by name; None: its only one.
         image_size: ``(height, width)``, for a built-in model or one that leaves it open.
         classes: Number of classes of a built-in model without trained weights.
         calibration_images: At most so many images give the activation ranges.
@@ -57,6 +58,7 @@ class Recipe(BaseModel):
     preprocess: str | None = None
     resize: Literal["stretch", "crop", "letterbox"] | None = None
     labels: str | None = None
+    output: str | None = None
     image_size: tuple[int, int] | None = None
     classes: int = Field(1000, ge=2)
     calibration_images: int = Field(128, ge=1)

@@ -39,6 +39,9 @@ class Source:
         seed: What the data is split by: the recipe's, else the one the model was trained with.
         note: What the `.keras` file said by itself, or what was said for it.
         emits: What the model gives, "probabilities" or "logits"; it was asked.
+        saved: The model as its file defines it, which answers are held against; None: ``model``.
+        output: Which of its outputs classifies, by name; None: it has but one.
+        position: The same, as Keras counts them.
     """
 
     model: Any
@@ -53,12 +56,16 @@ class Source:
     seed: int = 0
     note: Any = None
     emits: str | None = None
+    saved: Any = None
+    output: str | None = None
+    position: int = 0
 
     def reference(self) -> Callable[[np.ndarray], np.ndarray]:
         """Return the model as Keras runs it: uint8 ``[N, H, W, C]`` → probabilities."""
         from cnnedge.backends.keras import KerasReference
 
-        return KerasReference(self.model, self.normalization, self.emits)
+        model = self.model if self.saved is None else self.saved
+        return KerasReference(model, self.normalization, self.emits, self.position)
 
     def to_onnx(self, input_dtype: str = "uint8") -> ExportedGraph:
         """Convert it to its FP32 graph; see `export_onnx`."""
@@ -90,6 +97,7 @@ def resolve(
     """
     try:
         from cnnedge.backends.keras import ModelNote, load_model
+        from cnnedge.backends.keras_outputs import find_output, only_output
     except ImportError as error:
         raise MissingExtraError(error.name or "keras", "export", purpose="exporting") from error
 
@@ -105,6 +113,7 @@ def resolve(
             f"no trained weights for {recipe.model} (looked for ./{found}): exporting random ones; "
             "parity, size and latency count, accuracy means nothing yet"
         )
+        find_output(model, recipe.output, recipe.model)
         height, width, channels, _ = classifier_shape(model)
         assert height is not None
         assert width is not None
@@ -123,7 +132,9 @@ def resolve(
         raise ModelError(
             f"no model {recipe.model!r}", fix=f"give a .keras file, a recipe or one of: {known}"
         )
-    model, note = load_model(path)
+    saved, note = load_model(path)
+    position = find_output(saved, recipe.output, str(path))
+    model = only_output(saved, position)
     if note is None:
         note = _note_of_user_model(model, path, recipe)
     spec = None if without_data else recipe.data or note.data
@@ -152,6 +163,9 @@ def resolve(
         may_calibrate=spec is not None,
         seed=seed,
         note=replace(note, labels=labels, image=image, normalization=normalization),
+        saved=saved,
+        output=recipe.output,
+        position=position,
     )
     return _asked(source), warnings
 
@@ -162,7 +176,13 @@ def _asked(source: Source) -> Source:
 
     some = source.dataset.test.take(ASKED, seed=0)
     images = np.concatenate([batch for batch, _ in some.batches(source.image, ASKED)])
-    emits = read_emits(source.model, images, source.normalization, name=source.origin)
+    emits = read_emits(
+        source.model if source.saved is None else source.saved,
+        images,
+        source.normalization,
+        output=source.position,
+        name=source.origin,
+    )
     return replace(source, emits=emits)
 
 

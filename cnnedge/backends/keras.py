@@ -18,6 +18,7 @@ import_tensorflow()  # before anything else loads it, with all that it prints
 import keras
 import numpy as np
 
+from cnnedge.backends.keras_outputs import find_output, only_output
 from cnnedge.errors import ModelError
 from cnnedge.files import atomic_path, require_keras_file
 from cnnedge.head import LOGITS, as_probabilities, read_head
@@ -118,6 +119,7 @@ def predict(
     batch: np.ndarray,
     normalization: str,
     *,
+    output: int = 0,
     batch_size: int = 32,
     move: Callable[[np.ndarray], np.ndarray] = lambda values: values,
 ) -> np.ndarray:
@@ -127,6 +129,7 @@ def predict(
         model: A Keras classifier.
         batch: Images, uint8 ``[N, H, W, C]``.
         normalization: What the graph wants of its pixels, a name in `NORMALIZATIONS`.
+        output: Which of the model's outputs; see `find_output`.
         batch_size: How many images Keras sees at once.
         move: Applied to the normalized values.
 
@@ -134,13 +137,20 @@ def predict(
         float32 ``[N, classes]``.
     """
     answers = [
-        model(move(normalize(batch[i : i + batch_size], normalization)), training=False).numpy()
+        _output(model, move(normalize(batch[i : i + batch_size], normalization)), output).numpy()
         for i in range(0, len(batch), batch_size)
     ]
     return np.concatenate(answers).astype(np.float32, copy=False)
 
 
-def compiled(model: keras.Model, normalization: str) -> Callable[[np.ndarray], np.ndarray]:
+def _output(model: keras.Model, pixels: Any, position: int) -> Any:
+    """Call a model and return one of its outputs, a tensor ``[N, classes]``."""
+    return keras.tree.flatten(model(pixels, training=False))[position]
+
+
+def compiled(
+    model: keras.Model, normalization: str, *, output: int = 0
+) -> Callable[[np.ndarray], np.ndarray]:
     """Return the model as one traced ``tf.function``: uint8 ``[N, H, W, C]`` → its answers.
 
     That is what its latency is measured on. `predict` calls layer by layer and takes longer; it
@@ -149,7 +159,7 @@ def compiled(model: keras.Model, normalization: str) -> Callable[[np.ndarray], n
     import tensorflow as tf
 
     function = tf.function(
-        lambda images: model(images, training=False), autograph=False, reduce_retracing=True
+        lambda images: _output(model, images, output), autograph=False, reduce_retracing=True
     )
     return lambda batch: function(tf.constant(normalize(batch, normalization))).numpy()
 
@@ -162,15 +172,18 @@ class KerasReference:
         model: The model; nothing that is done to it for the export is done to this one.
         normalization: What it wants of its pixels.
         emits: "probabilities" or "logits".
+        output: Which of the model's outputs; see `find_output`.
     """
 
     model: keras.Model
     normalization: str
     emits: str | None
+    output: int = 0
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
         """Return probabilities, float32 ``[N, classes]``, of uint8 images ``[N, H, W, C]``."""
-        return as_probabilities(predict(self.model, batch, self.normalization), self.emits)
+        scores = predict(self.model, batch, self.normalization, output=self.output)
+        return as_probabilities(scores, self.emits)
 
 
 class CompiledReference:
@@ -180,11 +193,13 @@ class CompiledReference:
         provider: What runs it.
     """
 
-    def __init__(self, model: keras.Model, normalization: str, emits: str | None) -> None:
+    def __init__(
+        self, model: keras.Model, normalization: str, emits: str | None, *, output: int = 0
+    ) -> None:
         import tensorflow as tf
 
         self.provider = f"TensorFlow {tf.__version__}"
-        self._call, self._emits = compiled(model, normalization), emits
+        self._call, self._emits = compiled(model, normalization, output=output), emits
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
         """Return probabilities, float32 ``[N, classes]``, of uint8 images ``[N, H, W, C]``."""
@@ -192,7 +207,12 @@ class CompiledReference:
 
 
 def open_reference(
-    model: str, *, threads: int | None, normalization: str, emits: str | None = None
+    model: str,
+    *,
+    threads: int | None,
+    normalization: str,
+    emits: str | None = None,
+    output: str | None = None,
 ) -> CompiledReference:
     """Load a `.keras` file as the reference that latencies are held against.
 
@@ -201,6 +221,7 @@ def open_reference(
         threads: Threads of an operation; None: all cores. It is the whole process's setting.
         normalization: What the model wants of its pixels.
         emits: "probabilities" or "logits".
+        output: Which of several outputs, by name.
     """
     import tensorflow as tf
 
@@ -208,11 +229,17 @@ def open_reference(
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
     loaded, _ = load_model(model)
-    return CompiledReference(loaded, normalization, emits)
+    position = find_output(loaded, output, model)
+    return CompiledReference(loaded, normalization, emits, output=position)
 
 
 def read_emits(
-    model: keras.Model, images: np.ndarray, normalization: str, *, name: str | None = None
+    model: keras.Model,
+    images: np.ndarray,
+    normalization: str,
+    *,
+    output: int = 0,
+    name: str | None = None,
 ) -> str:
     """Ask a model what it gives, "probabilities" or "logits"; see `cnnedge.head.read_head`.
 
@@ -220,6 +247,7 @@ def read_emits(
         model: A classifier.
         images: Real images, uint8 ``[N, H, W, C]``.
         normalization: What the model wants of its pixels.
+        output: Which of its outputs; see `find_output`.
         name: What messages call it; None: as it calls itself.
 
     Raises:
@@ -228,13 +256,14 @@ def read_emits(
 
     def scores(pixels: np.ndarray) -> np.ndarray:
         parts = (pixels[i : i + ASKED_AT_ONCE] for i in range(0, len(pixels), ASKED_AT_ONCE))
-        return np.concatenate([model(part, training=False).numpy() for part in parts])
+        return np.concatenate([_output(model, part, output).numpy() for part in parts])
 
     return read_head(scores, images, normalization, name=name or model.name)
 
 
-def ending_in_softmax(model: keras.Model, emits: str | None) -> keras.Model:
-    """Return a model that gives probabilities, for converters that take a Keras model whole."""
+def ending_in_softmax(model: keras.Model, emits: str | None, *, output: int = 0) -> keras.Model:
+    """Return a model that gives probabilities alone, for converters that take it whole."""
+    model = only_output(model, output)
     if emits != LOGITS:
         return model
     image = keras.Input(model.input_shape[1:])

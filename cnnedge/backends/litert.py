@@ -116,6 +116,7 @@ def convert_litert(
     precision: Literal["fp32", "int8"],
     normalization: str,
     emits: str | None = None,
+    output: str | None = None,
     images: str | None = None,
 ) -> None:
     """Convert a `.keras` file with LiteRT's own converter and its defaults.
@@ -129,17 +130,21 @@ def convert_litert(
         precision: "fp32", or "int8": full-integer with a uint8 input.
         normalization: What the Keras model wants of its pixels.
         emits: "probabilities" or "logits".
+        output: Which of several outputs, by name.
         images: Calibration images as an `.npy` file, uint8 ``[N, H, W, C]``; for int8.
 
     Raises:
         ModelError: the converter refuses the model.
     """
     from cnnedge.backends.keras import ending_in_softmax, load_model
+    from cnnedge.backends.keras_outputs import find_output
     from cnnedge.quiet import import_tensorflow, native_stderr_aside
 
     tf = import_tensorflow()
     keras_model, _ = load_model(model)
-    converter = tf.lite.TFLiteConverter.from_keras_model(ending_in_softmax(keras_model, emits))
+    position = find_output(keras_model, output, model)
+    whole = ending_in_softmax(keras_model, emits, output=position)
+    converter = tf.lite.TFLiteConverter.from_keras_model(whole)
     if precision == "int8":
         assert images is not None
         pictures = np.load(images, mmap_mode="r")

@@ -216,7 +216,10 @@ def _keras(manifest: Manifest, entry: ModelEntry) -> Contestant:
         "fp32",
         "cnnedge.backends.keras:open_reference",
         str(entry.reference),
-        {"normalization": manifest.normalization, "emits": manifest.model.get("emits")},
+        {
+            "normalization": manifest.normalization,
+            **{key: manifest.model.get(key) for key in ("emits", "output")},
+        },
         ("cnnedge.backends.keras", "PIL.Image"),
         int(manifest.reference.get("bytes", 0)),
         layers_of="fp32",
@@ -345,7 +348,8 @@ def litert_jobs(
             precision,
             [
                 *(str(entry.reference), str(scratch / f"litert.{precision}.tflite"), precision),
-                *(bundle.manifest.normalization, bundle.manifest.model.get("emits")),
+                bundle.manifest.normalization,
+                *(bundle.manifest.model.get(key) for key in ("emits", "output")),
                 *([str(images)] if images else []),
             ],
         )

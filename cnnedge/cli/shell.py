@@ -108,6 +108,7 @@ def own_model_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="What your .keras wants of its pixels.",
         ),
         click.option("--labels", type=click.Path(path_type=Path), help="One label a line."),
+        click.option("--output", metavar="NAME", help="Which of several outputs classifies."),
         click.option(
             "--image-size", metavar="H,W", help="Input size, where the model leaves it open."
         ),

@@ -319,11 +319,14 @@ def doctor_command(as_json: bool) -> None:
 def _keras_reference(path: Path, bundle: Path) -> Any:
     """Return a `.keras` file as Keras runs it; what it gives is asked anew, the manifest aside."""
     from cnnedge.backends.keras import KerasReference, load_model, read_emits
+    from cnnedge.backends.keras_outputs import find_output
     from cnnedge.bundle import open_bundle
     from cnnedge.selftest import golden_tensors
 
     opened = open_bundle(bundle)
     normalization = opened.manifest.normalization
     model, _ = load_model(path)
-    emits = read_emits(model, golden_tensors(opened), normalization, name=path.name)
-    return KerasReference(model, normalization, emits)
+    output = find_output(model, opened.manifest.model.get("output"), path.name)
+    golden = golden_tensors(opened)
+    emits = read_emits(model, golden, normalization, output=output, name=path.name)
+    return KerasReference(model, normalization, emits, output)

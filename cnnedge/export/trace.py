@@ -79,7 +79,7 @@ def trace(model: Any, height: int, width: int) -> Skeleton:
             image,
             training=False,
         )
-        return output
+        return tf.nest.flatten(output)[0]  # of a dictionary of one, too
 
     signature = [tf.TensorSpec((None, height, width, channels), tf.float32, name="image")]
     signature += [tf.TensorSpec(v.shape, v.dtype, f"{WEIGHT}{k}") for k, v in enumerate(large)]

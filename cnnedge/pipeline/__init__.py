@@ -222,6 +222,7 @@ def _build(
             ),
             "parameters": parameters,
             "emits": source.emits,
+            "output": source.output,
         },
         image=source.image,
         normalization=source.normalization,
