@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnedge.benchmark.document import read_result
+from cnnedge.benchmark.load import banner
 from cnnedge.report.benchmark import HEADERS, main_rows, markdown_cell, where
 
 HERE = Path(__file__).parent
@@ -44,6 +45,7 @@ def section() -> str:
             f"{where(document)}; {document['created'][:10]} "
             f"([`{name}.json`](results/{name}.json)).\n"
         )
+        parts += [f"**{banner(document['doubt'])}**\n"] if document["doubt"] else []
         parts += [_model(name, model) for model in document["models"]]
     for name, document in results("sustained-cpu"):
         parts += [_sustained(name, document, model) for model in document["models"]]
@@ -88,10 +90,11 @@ def _model(name: str, model: Mapping[str, Any]) -> str:
     ]
     for source, row in zip(model["contestants"], main_rows(model), strict=True):
         cells = [markdown_cell(row[i]) for i in columns]
-        if source["name"] == model["pick"]["name"]:
+        if source["name"] == model["pick"]["name"] and not model["doubt"]:
             cells[0] = f"**{cells[0]}**"
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", f"Pick: **{model['pick']['title']}**, {model['pick']['why']}."]
+    by = ", by arithmetic alone" if model["doubt"] else ""
+    lines += ["", f"Pick{by}: **{model['pick']['title']}**, {model['pick']['why']}."]
     lines += [
         "",
         f"![{model['name']}: latency by runtime]({PLOTS.name}/{name}-{model['name']}.svg)",
