@@ -16,6 +16,7 @@ import numpy as np
 
 from cnnedge.benchmark.environment import environment
 from cnnedge.benchmark.interleaved import measure_watched
+from cnnedge.benchmark.load import Watch
 from cnnedge.compress import (
     Candidate,
     CompressOptions,
@@ -164,8 +165,15 @@ def compress_model(
     if multiple is None and resume:
         multiple = resumed_multiple(out)
     if multiple is None:
-        granularity = measure_granularity(progress)
+        watch = Watch()
+        with watch.watching():
+            granularity = measure_granularity(progress)
         multiple = granularity.multiple
+        if watch.busy is not None:
+            warnings.append(
+                f"channels are rounded to multiples of {multiple}, which was measured though "
+                f"{watch.busy}; --multiple says it instead"
+            )
     seen = None if data_free else _first_images(source)
     platform = Platform(
         multiple, timer(source, seen) if options.latency is not None else None, split_is_faster
