@@ -21,6 +21,7 @@ import numpy as np
 from cnnedge.errors import ImageError
 from cnnedge.files import what_is_special
 from cnnedge.formats import FORMATS, HEAD, plugin_of
+from cnnedge.pixels import ORIENTATION, decoding_bytes, require_memory, to_rgb
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -31,7 +32,6 @@ ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | np.ndarray
 MOST_PIXELS = 89_478_485  # Pillow's own limit, a quarter of a GiB of RGB
 RESIZES = ("stretch", "crop", "letterbox")
 _GREY = "L"  # ITU-R 601-2 luma, as Pillow defines it
-_ORIENTATION = 0x0112  # EXIF tag: how the camera was held
 
 
 @dataclass(frozen=True)
@@ -167,17 +167,20 @@ def decode(source: ImageSource, contract: ImageContract | None = None) -> Pillow
             faster, and the antialiased resize that follows hardly tells.
 
     Raises:
-        ImageError: it is missing, broken, no image, or too large; the message names it.
+        ImageError: it is missing, broken, no image, or too large, or it takes more memory than
+            ``CNNEDGE_IMAGE_MEMORY`` MiB (300); the message names it.
     """
     from PIL import Image, UnidentifiedImageError
 
     name = name_of(source)
     if isinstance(source, np.ndarray):
-        return _to_rgb(_from_array(source, name), name)
+        return to_rgb(_from_array(source, name), name)
     try:
         if isinstance(source, Image.Image):
-            source.load()  # it may have been opened and not read
-            return _to_rgb(source, name)
+            if getattr(source, "tile", None):  # it was opened and not read
+                require_memory(decoding_bytes(source, source.size), name)
+            source.load()
+            return to_rgb(source, name)
         if isinstance(source, str | os.PathLike) and (found := what_is_special(Path(source))):
             raise ImageError(f"{name} is {found}", fix="give an image file")
         opened = _open(source)
@@ -187,13 +190,15 @@ def decode(source: ImageSource, contract: ImageContract | None = None) -> Pillow
                     f"{name} declares {opened.width}×{opened.height} pixels",
                     fix=f"cnnedge reads at most {MOST_PIXELS / 1e6:.0f} megapixels: shrink it",
                 )
+            declared = opened.size
             if contract is not None and opened.format == "JPEG":
                 aim = (2 * contract.width, 2 * contract.height)
-                sideways = opened.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+                sideways = opened.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
                 opened.draft("RGB", aim[::-1] if sideways else aim)
             opened.seek(0)
+            require_memory(decoding_bytes(opened, declared), name)
             opened.load()
-            return _to_rgb(opened, name)
+            return to_rgb(opened, name)
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         too_large = isinstance(error, Image.DecompressionBombError)
         what = "declares more pixels than cnnedge reads" if too_large else "is no image"
@@ -256,36 +261,6 @@ def _head(stream: Any) -> bytes:
     return bytes(stream.read(HEAD))
 
 
-def _to_rgb(picture: PillowImage, name: str) -> PillowImage:
-    from PIL import Image, ImageOps
-
-    if picture.getexif().get(_ORIENTATION, 1) != 1:
-        picture = ImageOps.exif_transpose(picture)
-    if picture.mode == "RGB" and "transparency" not in picture.info:
-        return picture
-    if picture.mode.startswith("I") or picture.mode == "F":
-        return _from_deep_grey(picture, name)
-    has_alpha = picture.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in picture.info
-    if has_alpha:
-        layer = picture.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        picture = Image.alpha_composite(white, layer)
-    return picture.convert("RGB")
-
-
-def _from_deep_grey(picture: PillowImage, name: str) -> PillowImage:
-    """Scale 16-bit grey to 8 bits; Pillow's own conversion would clip it at 255."""
-    from PIL import Image
-
-    levels = np.asarray(picture)
-    if levels.dtype.kind == "f" or levels.min() < 0 or levels.max() > 65535:
-        raise ImageError(
-            f"{name} holds {levels.dtype} pixels from {levels.min():g} to {levels.max():g}",
-            fix="save it with 8 or 16 bits per channel",
-        )
-    return Image.fromarray(np.rint(levels / 257.0).astype(np.uint8)).convert("RGB")
-
-
 def _from_array(array: np.ndarray, name: str) -> PillowImage:
     from PIL import Image
 
@@ -309,15 +284,16 @@ def fit(picture: PillowImage, contract: ImageContract) -> np.ndarray:
     """Return a decoded image resized to the contract, uint8 ``[H, W, C]``.
 
     Raises:
-        ImageError: it is so tall that widening it would take more memory than any image may.
+        ImageError: it is so tall or so large that this would take more memory than any image may.
     """
     from PIL import Image
 
     if contract.resize == "stretch" and contract.width * picture.height > MOST_PIXELS:
         raise ImageError(
-            f"an image of {picture.width}×{picture.height} pixels is too tall to be stretched",
+            f"an image of {_size(picture)} pixels is too tall to be stretched",
             fix=f"give one of at most {MOST_PIXELS // contract.width} rows",
         )
+    require_memory(_fitting_bytes(picture.size, contract), f"an image of {_size(picture)} pixels")
     if contract.channels == 1:
         picture = picture.convert(_GREY)
     width, height = contract.width, contract.height
@@ -336,6 +312,27 @@ def fit(picture: PillowImage, contract: ImageContract) -> np.ndarray:
         picture = _resize(picture, (width, height))
     tensor = np.asarray(picture)
     return tensor[..., None] if contract.channels == 1 else tensor
+
+
+def _fitting_bytes(size: tuple[int, int], contract: ImageContract) -> int:
+    """Return what `fit` takes at its worst moment: the picture, a part of it, and what is made."""
+    width, height = size
+    held = 4 * width * height
+    if contract.resize == "crop":
+        left, top, right, bottom = _centre(size, contract.width / contract.height)
+        width, height = right - left, bottom - top
+        held += 4 * width * height if (width, height) != size else 0
+    held += width * height if contract.channels == 1 else 0
+    across = contract.width
+    if contract.resize == "letterbox":
+        across = max(1, round(width * min(across / width, contract.height / height)))
+    # Between the axes it is as wide as the target. Pillow's filter has two weights of eight bytes
+    # for each pixel of a line that is shrunk.
+    return held + 4 * across * height + 16 * max(width, height)
+
+
+def _size(picture: PillowImage) -> str:
+    return f"{picture.width}×{picture.height}"
 
 
 def _resize(picture: PillowImage, size: tuple[int, int]) -> PillowImage:

@@ -25,6 +25,7 @@ FLOORS = [
         "image",
         "machine",
         "metadata",
+        "pixels",
         "plan",
         "result",
     },

@@ -25,6 +25,7 @@ from cnnedge.data.tree import cannot_read
 from cnnedge.errors import CnnEdgeError, ImageError
 from cnnedge.files import atomic_path, cache_folder
 from cnnedge.image import ImageContract, decode
+from cnnedge.pixels import LIMIT
 from cnnedge.progress import Progress, silent
 
 Finding: TypeAlias = bytes | str  # the SHA-256 of a usable image, or why it is none
@@ -156,7 +157,8 @@ def _made_by() -> dict[str, object]:
     """Return what decides what is found of a file."""
     from PIL import __version__
 
-    return {"format": 2, "pillow": __version__, "probe": _PROBE.to_dict()}
+    limit = os.environ.get(LIMIT, "")
+    return {"format": 2, "pillow": __version__, "probe": _PROBE.to_dict(), "memory": limit}
 
 
 def _read(store: Path) -> dict[str, _Seen]:

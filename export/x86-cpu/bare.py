@@ -19,6 +19,8 @@ import numpy as np
 import onnxruntime as ort
 from PIL import Image, ImageOps
 
+# Pillow reads many more, and starts another program for some of them.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 ORIENTATION = 0x0112  # EXIF: how the camera was held
 SIDEWAYS = (5, 6, 7, 8)
 MOST_PIXELS = 89_478_485  # of the picture between the two passes of the resize
@@ -66,7 +68,7 @@ def tensor(photo, contract):
 
 def decode(photo, contract):
     """Return it upright, in 8-bit RGB, first frame, transparency laid on white."""
-    with Image.open(photo) as picture:
+    with Image.open(photo, formats=FORMATS) as picture:
         turned = picture.getexif().get(ORIENTATION, 1)
         if picture.format == "JPEG":
             # A large one is decoded at a half, a quarter or an eighth of its size, never below
