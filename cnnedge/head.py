@@ -53,7 +53,7 @@ def read_head(
     """
     pixels = normalize(images, normalization)
     synthetic = normalize(synthetic_images(images.shape[1:]), normalization)
-    answers = scores(pixels)
+    answers = np.asarray(scores(pixels)).astype(np.float64)
     if not np.isfinite(answers).all(axis=1).any():
         return PROBABILITIES  # nothing is added to what is no number, and every gate fails on it
     real, made = _telling(answers), _telling(scores(synthetic))

@@ -140,6 +140,8 @@ class Comparison:
         not_finite: Images that the variant answered with NaN or infinity, which is always wrong.
         limit: The largest difference that the rounding of the variant's precision explains in this
             model; None: `PARITY` has the figure.
+        rounds_as: What the reference itself computes in, where that is coarser than float32:
+            "float16" or "bfloat16".
     """
 
     n: int
@@ -153,6 +155,7 @@ class Comparison:
     won: int
     not_finite: int = 0
     limit: float | None = None
+    rounds_as: str | None = None
 
     @property
     def drop(self) -> float:
@@ -192,6 +195,7 @@ class Comparison:
             # JSON knows no NaN
             "max_abs_diff": self.max_abs_diff if math.isfinite(self.max_abs_diff) else None,
             "limit": self.limit,
+            "rounds_as": self.rounds_as,
             "not_finite": self.not_finite,
             "lost": self.lost,
             "won": self.won,
@@ -373,7 +377,7 @@ def judge(
         built = ", ".join(f"{share:.0%} {name}" for name, share in shares.items()) or "nothing"
         does = "stores its weights" if kind == "weights" else "computes"
         return Verdict("failed", f"{precision} was asked for, and the graph {does} in {built}")
-    limit = limit_of(precision, comparison.limit)
+    limit = limit_of(precision, comparison.limit, comparison.rounds_as)
     if limit is not None and not comparison.max_abs_diff <= limit:
         return Verdict(
             "failed",
@@ -398,18 +402,23 @@ def judge(
 # The largest difference of a probability to Keras that rounding explains in any network, on real
 # images. A network that moves more by itself has a larger one; see docs/decisions/parity-limits.md.
 PARITY = {"fp32": 1e-5, "fp16": 2e-3}
+# The same of a reference that itself rounds as these do, whatever the variant is.
+OWN_PARITY = {"float16": 2e-3, "bfloat16": 1.6e-2}
 CEILING = 50.0  # times that figure: what goes beyond is not explained by rounding, whatever moves
 
 
-def limit_of(precision: str, own: Any = None) -> float | None:
+def limit_of(precision: str, own: Any = None, rounds_as: Any = None) -> float | None:
     """Return by how much a variant's probabilities may differ; None: its precision has no limit.
 
     Args:
         precision: The variant's.
         own: What was measured of its model, a `Comparison.limit` or as a manifest has it; in older
             ones there is none.
+        rounds_as: A `Comparison.rounds_as`, likewise.
     """
     floor = PARITY.get(precision)
+    if floor is not None and isinstance(rounds_as, str):
+        floor = max(floor, OWN_PARITY.get(rounds_as, floor))
     if floor is None or isinstance(own, bool) or not isinstance(own, int | float):
         return floor
     return min(max(floor, own), CEILING * floor) if math.isfinite(own) else floor

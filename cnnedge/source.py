@@ -13,6 +13,7 @@ from cnnedge.data import Dataset, open_source
 from cnnedge.data.labels import as_label, difference, in_order, read_labels, same_names
 from cnnedge.errors import DataError, MissingExtraError, ModelError
 from cnnedge.export import ExportedGraph, classifier_shape, export_onnx
+from cnnedge.head import SINGLE
 from cnnedge.image import ImageContract
 from cnnedge.models import MODELS, build
 from cnnedge.preprocessing import check_preprocessing, wanted
@@ -42,6 +43,9 @@ class Source:
         saved: The model as its file defines it, which answers are held against; None: ``model``.
         output: Which of its outputs classifies, by name; None: it has but one.
         position: The same, as Keras counts them.
+        computes_in: The types other than float32 that ``saved`` computes in.
+        rounding: The unit roundoff of the coarsest of its types.
+        rounds_as: That type where it is coarser than float32: "float16" or "bfloat16".
     """
 
     model: Any
@@ -59,6 +63,9 @@ class Source:
     saved: Any = None
     output: str | None = None
     position: int = 0
+    computes_in: tuple[str, ...] = ()
+    rounding: float = SINGLE
+    rounds_as: str | None = None
 
     def reference(self) -> Callable[[np.ndarray], np.ndarray]:
         """Return the model as Keras runs it: uint8 ``[N, H, W, C]`` → probabilities."""
@@ -96,8 +103,9 @@ def resolve(
         DataError: the data does not fit the model.
     """
     try:
-        from cnnedge.backends.keras import ModelNote, load_model
-        from cnnedge.backends.keras_outputs import find_output, only_output
+        from cnnedge.backends.keras import ModelNote
+        from cnnedge.backends.keras_network import open_network
+        from cnnedge.backends.keras_outputs import find_output
     except ImportError as error:
         raise MissingExtraError(error.name or "keras", "export", purpose="exporting") from error
 
@@ -132,9 +140,13 @@ def resolve(
         raise ModelError(
             f"no model {recipe.model!r}", fix=f"give a .keras file, a recipe or one of: {known}"
         )
-    saved, note = load_model(path)
-    position = find_output(saved, recipe.output, str(path))
-    model = only_output(saved, position)
+    network = open_network(path, recipe.output)
+    model, note = network.model, network.note
+    if network.computes_in:
+        warnings.append(
+            f"{path} computes in {', '.join(network.computes_in)}: its graphs start from float32 "
+            "instead, and are held against the model as saved, as closely as that rounds"
+        )
     if note is None:
         note = _note_of_user_model(model, path, recipe)
     spec = None if without_data else recipe.data or note.data
@@ -163,9 +175,12 @@ def resolve(
         may_calibrate=spec is not None,
         seed=seed,
         note=replace(note, labels=labels, image=image, normalization=normalization),
-        saved=saved,
+        saved=network.saved,
         output=recipe.output,
-        position=position,
+        position=network.position,
+        computes_in=network.computes_in,
+        rounding=network.rounding,
+        rounds_as=network.rounds_as,
     )
     return _asked(source), warnings
 
@@ -182,6 +197,7 @@ def _asked(source: Source) -> Source:
         source.normalization,
         output=source.position,
         name=source.origin,
+        rounding=source.rounding,
     )
     return replace(source, emits=emits)
 

@@ -195,7 +195,9 @@ def verify_bundle(
         achieved = _achieved(bundle, v)
         comparison, verdict = comparisons.get(v.name), None
         if comparison is not None:
-            comparison = replace(comparison, limit=limit_of(v.precision, _recorded_limit(v)))
+            own, rounds_as = ((v.accuracy or {}).get(key) for key in ("limit", "rounds_as"))
+            parity = limit_of(v.precision, own, rounds_as)
+            comparison = replace(comparison, limit=parity, rounds_as=rounds_as)
             verdict = judge(
                 comparison,
                 precision=v.precision,
@@ -269,10 +271,6 @@ def compare_variants(
     is_variant = expected is None and name != REFERENCE
     require_finite(right, who, split.name_of, GateError if is_variant else ModelError)
     return {name: compare(answers[name], right, split.targets) for name in variants}, right
-
-
-def _recorded_limit(variant: Variant) -> Any:
-    return (variant.accuracy or {}).get("limit")
 
 
 def _chosen(bundle: Bundle, settings: RunSettings) -> list[Variant]:

@@ -18,10 +18,10 @@ import_tensorflow()  # before anything else loads it, with all that it prints
 import keras
 import numpy as np
 
-from cnnedge.backends.keras_outputs import find_output, only_output
+from cnnedge.backends.keras_outputs import find_output
 from cnnedge.errors import ModelError
 from cnnedge.files import atomic_path, require_keras_file
-from cnnedge.head import LOGITS, as_probabilities, read_head
+from cnnedge.head import LOGITS, SINGLE, as_probabilities, read_head
 from cnnedge.image import NORMALIZATIONS, ImageContract, normalize
 
 NOTE_ENTRY = "cnnedge.json"
@@ -203,7 +203,7 @@ class CompiledReference:
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
         """Return probabilities, float32 ``[N, classes]``, of uint8 images ``[N, H, W, C]``."""
-        return as_probabilities(self._call(batch), self._emits)
+        return as_probabilities(self._call(batch).astype(np.float32, copy=False), self._emits)
 
 
 def open_reference(
@@ -240,6 +240,7 @@ def read_emits(
     *,
     output: int = 0,
     name: str | None = None,
+    rounding: float = SINGLE,
 ) -> str:
     """Ask a model what it gives, "probabilities" or "logits"; see `cnnedge.head.read_head`.
 
@@ -249,6 +250,7 @@ def read_emits(
         normalization: What the model wants of its pixels.
         output: Which of its outputs; see `find_output`.
         name: What messages call it; None: as it calls itself.
+        rounding: The unit roundoff of the coarsest type that it computes in.
 
     Raises:
         ModelError: it gives neither.
@@ -258,12 +260,11 @@ def read_emits(
         parts = (pixels[i : i + ASKED_AT_ONCE] for i in range(0, len(pixels), ASKED_AT_ONCE))
         return np.concatenate([_output(model, part, output).numpy() for part in parts])
 
-    return read_head(scores, images, normalization, name=name or model.name)
+    return read_head(scores, images, normalization, name=name or model.name, rounding=rounding)
 
 
-def ending_in_softmax(model: keras.Model, emits: str | None, *, output: int = 0) -> keras.Model:
-    """Return a model that gives probabilities alone, for converters that take it whole."""
-    model = only_output(model, output)
+def ending_in_softmax(model: keras.Model, emits: str | None) -> keras.Model:
+    """Return a model that gives probabilities, for converters that take a Keras model whole."""
     if emits != LOGITS:
         return model
     image = keras.Input(model.input_shape[1:])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 # Of each format: bits of a significand after the first, lowest and highest exponent
-_FORMATS = {"fp32": (23, -126, 127), "fp16": (10, -14, 15)}
+_FORMATS = {"fp32": (23, -126, 127), "fp16": (10, -14, 15), "bf16": (7, -126, 127)}
 _EXPONENT = np.int32(0x7F800000)  # its bits in a float32
 
 
@@ -23,7 +23,7 @@ def moved(values: np.ndarray, precision: str, rng: np.random.Generator) -> np.nd
 
     Args:
         values: float32, of any shape.
-        precision: "fp32" or "fp16": whose last place.
+        precision: "fp32", "fp16" or "bf16": whose last place.
         rng: Decides which way.
     """
     bits, lowest, highest = _FORMATS[precision]

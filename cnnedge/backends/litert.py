@@ -136,14 +136,12 @@ def convert_litert(
     Raises:
         ModelError: the converter refuses the model.
     """
-    from cnnedge.backends.keras import ending_in_softmax, load_model
-    from cnnedge.backends.keras_outputs import find_output
+    from cnnedge.backends.keras import ending_in_softmax
+    from cnnedge.backends.keras_network import open_network
     from cnnedge.quiet import import_tensorflow, native_stderr_aside
 
     tf = import_tensorflow()
-    keras_model, _ = load_model(model)
-    position = find_output(keras_model, output, model)
-    whole = ending_in_softmax(keras_model, emits, output=position)
+    whole = ending_in_softmax(open_network(Path(model), output).model, emits)
     converter = tf.lite.TFLiteConverter.from_keras_model(whole)
     if precision == "int8":
         assert images is not None

@@ -320,6 +320,7 @@ def _keras_reference(path: Path, bundle: Path) -> Any:
     """Return a `.keras` file as Keras runs it; what it gives is asked anew, the manifest aside."""
     from cnnedge.backends.keras import KerasReference, load_model, read_emits
     from cnnedge.backends.keras_outputs import find_output
+    from cnnedge.backends.keras_precision import computes_in, roundoff
     from cnnedge.bundle import open_bundle
     from cnnedge.selftest import golden_tensors
 
@@ -328,5 +329,8 @@ def _keras_reference(path: Path, bundle: Path) -> Any:
     model, _ = load_model(path)
     output = find_output(model, opened.manifest.model.get("output"), path.name)
     golden = golden_tensors(opened)
-    emits = read_emits(model, golden, normalization, output=output, name=path.name)
+    rounding = roundoff(computes_in(path))
+    emits = read_emits(
+        model, golden, normalization, output=output, name=path.name, rounding=rounding
+    )
     return KerasReference(model, normalization, emits, output)

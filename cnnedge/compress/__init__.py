@@ -58,6 +58,7 @@ __all__ = [
     "resumed_multiple",
 ]
 
+Answer = Callable[[np.ndarray], np.ndarray]  # uint8 images → probabilities
 TAYLOR_BATCHES = 32  # that importance is taken from
 FLOOR = 0.25  # of a group, that stays in each round: an estimate of first order reaches no further
 
@@ -71,6 +72,7 @@ def compress(
     platform: Platform,
     *,
     emits: str = "probabilities",
+    held_to: Answer | None = None,
     resume: bool = False,
     progress: Progress = silent,
     on_epoch: Callable[[RecoveryEpoch], None] = lambda report: None,
@@ -97,6 +99,8 @@ def compress(
         options: How far to go.
         platform: The machine that it is for.
         emits: "probabilities" or "logits", the network's output.
+        held_to: What every round is held against: uint8 images → probabilities. None: ``model``;
+            it is another where that is not as its file has it, in float32 or without an output.
         resume: Go on from the checkpoint beside ``out``.
         progress: Told how far each part is.
         on_epoch: Told of every epoch, after its checkpoint was written.
@@ -109,7 +113,7 @@ def compress(
         CnnEdgeError: ``out`` cannot be written, or the disk is too full.
     """
     require_training_packages("compressing")
-    from cnnedge.backends.keras import save_model
+    from cnnedge.backends.keras import KerasReference, save_model
 
     out = Path(out)
     saved = Saved(state_path(out), note)
@@ -154,7 +158,8 @@ def compress(
         epochs = options.epochs_of(number, len(rounds))
         on_round(work.round(saved, number, rounds[number - 1], epochs, last=number == len(rounds)))
 
-    chosen, candidates = _choose(saved, dataset.test, model, note, options, emits, progress)
+    held_to = held_to or KerasReference(model, note.normalization, emits)
+    chosen, candidates = _choose(saved, dataset.test, held_to, note, options, emits, progress)
     network = saved.network(chosen)
     comparison = candidates[chosen].comparison
     assert comparison is not None
@@ -283,7 +288,7 @@ class _Work:
 def _choose(
     saved: Saved,
     test: Split,
-    reference: Any,
+    reference: Answer,
     note: ModelNote,
     options: CompressOptions,
     emits: str,
@@ -293,13 +298,15 @@ def _choose(
 
     Round 0 is the reference itself, which loses nothing.
     """
+    from cnnedge.backends.keras import KerasReference
+
     candidates = list(saved.candidates)
-    answers = _answers(reference, test, note, emits, "reference", progress)
+    answers = _answers(reference, test, note, "reference", progress)
     require_finite(answers, "the model itself", test.name_of)
 
     def judged(number: int) -> Comparison:
-        task = f"test, round {number}"
-        found = _answers(saved.network(number), test, note, emits, task, progress)
+        answer = KerasReference(saved.network(number), note.normalization, emits)
+        found = _answers(answer, test, note, f"test, round {number}", progress)
         comparison = compare(found, answers, test.targets)
         candidates[number] = replace(candidates[number], comparison=comparison)
         return comparison
@@ -315,11 +322,8 @@ def _choose(
 
 
 def _answers(
-    model: Any, split: Split, note: ModelNote, emits: str, task: str, progress: Progress
+    answer: Answer, split: Split, note: ModelNote, task: str, progress: Progress
 ) -> np.ndarray:
-    from cnnedge.backends.keras import KerasReference
-
-    answer = KerasReference(model, note.normalization, emits)
     found, done = [], 0
     for images, _ in split.batches(note.image, 32):
         found.append(answer(images))

@@ -51,7 +51,7 @@ from cnnedge.pipeline.int8 import (
     guard_variant,
 )
 from cnnedge.pipeline.limits import measure_limits
-from cnnedge.pipeline.reference import moved_reference, weights_not_finite
+from cnnedge.pipeline.reference import answers_in_float32, moved_reference, weights_not_finite
 from cnnedge.plan import PlanOptions
 from cnnedge.progress import Progress, silent
 from cnnedge.quantize import NoInt8Error, brief, quantize_dense_weights
@@ -147,18 +147,21 @@ def _build(
         who="the model itself" + weights_not_finite(source.model),
         progress=progress,
     )
-    require_head(answers, source.emits, name=source.name)
+    require_head(answers, source.emits, name=source.name, rounding=source.rounding)
+    rounds_as = source.rounds_as
     limits = measure_limits(
         moved_reference(source),
         test,
         source.image,
-        answers,
+        answers if rounds_as is None else answers_in_float32(source, test),
         {graph.precision: comparisons[graph.name] for graph in graphs},
         progress,
+        rounds_as,
     )
     for graph in graphs:
-        own = replace(comparisons[graph.name], limit=limits.get(graph.precision))
-        comparisons[graph.name] = own
+        comparisons[graph.name] = replace(
+            comparisons[graph.name], limit=limits.get(graph.precision), rounds_as=rounds_as
+        )
     gate = Gate(source, recipe, test, answers)
     warnings += gate.warnings
     verdicts = {g.name: gate.judge(g.precision, g.model, comparisons[g.name]) for g in graphs}
@@ -223,6 +226,7 @@ def _build(
             "parameters": parameters,
             "emits": source.emits,
             "output": source.output,
+            "computes_in": list(source.computes_in) or ["float32"],
         },
         image=source.image,
         normalization=source.normalization,

@@ -187,6 +187,7 @@ def compress_model(
         options,
         platform,
         emits=source.emits or PROBABILITIES,
+        held_to=source.reference(),
         resume=resume,
         progress=progress,
         on_epoch=on_epoch,
@@ -229,7 +230,11 @@ def _measure(
         for name, network in networks.items():
             own = replace(source, model=network)
             graph = own.to_onnx().model
-            answers[name, "keras"] = CompiledReference(network, source.normalization, source.emits)
+            is_own = name == "reference"
+            of, position = (source.saved, source.position) if is_own else (network, 0)
+            answers[name, "keras"] = CompiledReference(
+                of, source.normalization, source.emits, output=position
+            )
             sizes[name, "keras"] = 4 * int(network.count_params())
             graphs = {"fp32": graph}
             if "int8" in forms:

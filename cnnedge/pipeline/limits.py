@@ -13,12 +13,13 @@ import numpy as np
 from cnnedge.data import Split
 from cnnedge.image import ImageContract
 from cnnedge.progress import Progress
-from cnnedge.result import CEILING, PARITY, Comparison
+from cnnedge.result import CEILING, PARITY, Comparison, limit_of
 
 DRAWS = 4  # directions in which everything is moved; as many again, twice, where that is too few
 MARGIN = 1.5  # what rounds in halves rounds each layer's result too, not its weights alone
 FEW_PIXELS, FEWEST, MOST = 64 * 96 * 96, 8, 64  # of the images that are always measured on
 BATCH_SIZE = 32
+_COARSER = {"float16": "fp16", "bfloat16": "bf16"}
 
 # (precision, draw) → what answers uint8 batches with input and weights moved so, in probabilities
 Moved = Callable[[str, int], AbstractContextManager[Callable[[np.ndarray], np.ndarray]]]
@@ -31,6 +32,7 @@ def measure_limits(
     answers: np.ndarray,
     found: Mapping[str, Comparison],
     progress: Progress,
+    rounds_as: str | None = None,
 ) -> dict[str, float]:
     """Return by how much a probability of each precision's variant may differ from Keras.
 
@@ -45,16 +47,20 @@ def measure_limits(
         found: How each precision's variant compares; those without an entry in `PARITY` have no
             limit.
         progress: Told how many images are done.
+        rounds_as: What the reference itself computes in, where that is coarser than float32. Then
+            no variant is nearer to it than that.
     """
     limits = {}
     for precision, comparison in found.items():
-        if precision not in PARITY:
+        floor = limit_of(precision, None, rounds_as)
+        if floor is None:
             continue
-        floor = PARITY[precision]
+        coarser = _COARSER.get(rounds_as or "", precision)
+        place = precision if floor == PARITY[precision] else coarser
         limits[precision] = floor
         for indices, draws in _stages(answers, image):
             part, expected = test.select(indices), answers[indices]
-            largest = _largest_move(moved, precision, draws, part, image, expected, progress)
+            largest = _largest_move(moved, place, draws, part, image, expected, progress)
             limits[precision] = max(limits[precision], min(MARGIN * largest, CEILING * floor))
             if comparison.not_finite or comparison.max_abs_diff <= limits[precision]:
                 break

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from cnnedge.data import Split
 from cnnedge.head import as_probabilities
 from cnnedge.pipeline.limits import Moved
 from cnnedge.source import Source
@@ -34,6 +36,15 @@ def moved_reference(source: Source) -> Moved:
             yield answer
 
     return of
+
+
+def answers_in_float32(source: Source, test: Split) -> np.ndarray:
+    """Return what a model that is saved in another type answers in float32, as Keras runs it.
+
+    Moved from these, its answers tell how far rounding moves them, and nothing else.
+    """
+    answer = replace(source, saved=source.model, position=0).reference()
+    return np.concatenate([answer(batch) for batch, _ in test.batches(source.image, 32)])
 
 
 def weights_not_finite(model: Any) -> str:

@@ -63,7 +63,9 @@ def _variant_row(variant: Variant, keras_ms: float | None, trained: bool) -> dic
         if accuracy and trained
         else None,
         "max_abs_diff": accuracy.get("max_abs_diff"),
-        "limit": limit_of(variant.precision, accuracy.get("limit")) if accuracy else None,
+        "limit": limit_of(variant.precision, accuracy.get("limit"), accuracy.get("rounds_as"))
+        if accuracy
+        else None,
         "median_ms": median if is_speed else None,
         "speed_up": keras_ms / median if keras_ms and median and is_speed and not doubted else None,
         "status": verdict.get("status", "not verified"),
