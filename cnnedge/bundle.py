@@ -29,6 +29,7 @@ from cnnedge.archive import MOST_TEXT, Sizes, Unpacked, is_archive, name_problem
 from cnnedge.errors import MALFORMED, BundleError, SignatureError
 from cnnedge.files import sha256
 from cnnedge.image import ImageContract
+from cnnedge.kind import kind_of
 from cnnedge.partial import is_partial
 
 SCHEMA = 1
@@ -220,8 +221,8 @@ def open_bundle(root: Path | str, *, manifest_sha256: str | None = None) -> Bund
         signed = manifest_sha256 is not None
         return Bundle(root, _read_checked_manifest(root, root, manifest_sha256), signed=signed)
     if not is_archive(root):
-        what = "is one file, neither a bundle's folder nor a zip archive of one"
-        raise BundleError(f"{root} {what}", fix="give the bundle that it belongs to")
+        what = f"{root} is {kind_of(root)}, neither a bundle's folder nor a zip archive of one"
+        raise BundleError(what, fix="give the bundle that it belongs to")
     unpacked = unpack(root, MANIFEST, UNLISTED, lambda text: _sizes(_parse(text, root)))
     try:
         return Bundle(unpacked.folder, _read_checked_manifest(unpacked.folder, root), unpacked)

@@ -5,6 +5,13 @@ The library raises; the command line turns an error into one line and an exit co
 
 from __future__ import annotations
 
+import unicodedata
+
+MOST = 290  # characters of a message: with `error: ` before it a line stays below 300
+_MOST_FIX = 180
+_MOST_REASON = 160
+# What reverses the order of the text after it, on a terminal.
+_REORDERS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 # What reading JSON from elsewhere may raise, and taking what is not of its expected form apart.
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
@@ -18,9 +25,10 @@ class CnnEdgeError(Exception):
     """
 
     def __init__(self, what: str, *, fix: str | None = None) -> None:
-        self.what = what
-        self.fix = fix
-        super().__init__(what if fix is None else f"{what}; {fix}")
+        self.fix = None if fix is None else one_line(fix, _MOST_FIX)
+        left = MOST - (0 if self.fix is None else len(self.fix) + 2)
+        self.what = one_line(what, left)
+        super().__init__(self.what if self.fix is None else f"{self.what}; {self.fix}")
 
 
 class MissingExtraError(CnnEdgeError):
@@ -63,5 +71,37 @@ class GateError(CnnEdgeError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or its name where it has none."""
-    return (str(error).strip().splitlines() or [repr(error)])[0]
+    """Return what an error of another library says: its first line, shortened, or its name."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return one_line(lines[0] if lines else repr(error), _MOST_REASON)
+
+
+def one_line(text: str, most: int) -> str:
+    """Return a text in one line of at most ``most`` characters; what is cut is cut in its middle.
+
+    Its beginning names the thing, and its end says what is wrong.
+    """
+    line = printable(" ".join(text.split()))
+    if len(line) <= most:
+        return line
+    end = most // 3
+    return f"{line[: most - end - 3]} … {line[-end:]}"
+
+
+def printable(text: str) -> str:
+    """Return a text as a terminal may be given it, with escapes for what would command it.
+
+    Those are control characters, line breaks, what reorders text, and halves of a surrogate pair,
+    as names of files have where they are no UTF-8.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_escaped(c) if _commands(c) else c for c in text)
+
+
+def _commands(character: str) -> bool:
+    return unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"} or character in _REORDERS
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

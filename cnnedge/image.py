@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 
-from cnnedge.errors import ImageError
+from cnnedge.errors import ImageError, first_line
 from cnnedge.files import what_is_special
 from cnnedge.formats import FORMATS, HEAD, plugin_of
+from cnnedge.kind import kind_of
 from cnnedge.pixels import ORIENTATION, decoding_bytes, require_memory, to_rgb
 
 if TYPE_CHECKING:
@@ -207,11 +208,14 @@ def decode(source: ImageSource, contract: ImageContract | None = None) -> Pillow
         ) from error
     except FileNotFoundError as error:
         raise ImageError(f"there is no image {name}", fix="check the path") from error
+    except IsADirectoryError as error:
+        what = f"{name} is {kind_of(name)}, and no image file"
+        raise ImageError(what, fix=f"name its files: {name}/*") from error
     except ImageError:
         raise
     # Pillow's decoders raise whatever a damaged file makes them raise.
     except Exception as error:
-        reason = getattr(error, "strerror", None) or str(error).split("\n")[0] or repr(error)
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise ImageError(
             f"{name} cannot be decoded ({reason})", fix="replace it by a whole image file"
         ) from error

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from cnnedge.errors import CnnEdgeError, MissingExtraError
+from cnnedge.errors import CnnEdgeError, MissingExtraError, one_line
 from cnnedge.files import read_toml
 from cnnedge.image import NORMALIZATIONS
 
@@ -79,8 +80,12 @@ class Recipe(BaseModel):
         return value
 
 
-def make_recipe(**fields: Any) -> Recipe:
+def make_recipe(*, options: Mapping[str, str] | None = None, **fields: Any) -> Recipe:
     """Return a validated recipe.
+
+    Args:
+        options: What a message calls a field that was given as an option, such as "--precision".
+        **fields: Those of `Recipe`.
 
     Raises:
         CnnEdgeError: a field is unknown or has a value it may not have; the message names it.
@@ -89,9 +94,10 @@ def make_recipe(**fields: Any) -> Recipe:
         return Recipe(**fields)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        field, *within = (str(part) for part in first["loc"] or ("recipe",))
+        where = (options or {}).get(field) or f"recipe: {'.'.join((field, *within))}"
         raise CnnEdgeError(
-            f"recipe: {where} = {first['input']!r}: {first['msg']}",
+            f"{where} {one_line(repr(first['input']), 60)}: {first['msg']}",
             fix="see `cnnedge export --help`",
         ) from error
 

@@ -15,6 +15,7 @@ from cnnedge.errors import DataError, MissingExtraError, ModelError
 from cnnedge.export import ExportedGraph, classifier_shape, export_onnx
 from cnnedge.head import SINGLE
 from cnnedge.image import ImageContract
+from cnnedge.kind import HDF5, kind_of
 from cnnedge.models import MODELS, build
 from cnnedge.preprocessing import check_preprocessing, wanted
 from cnnedge.progress import Progress, silent
@@ -136,10 +137,7 @@ def resolve(
     if recipe.model in MODELS:
         path = found
     elif path.suffix != ".keras":
-        known = ", ".join(MODELS)
-        raise ModelError(
-            f"no model {recipe.model!r}", fix=f"give a .keras file, a recipe or one of: {known}"
-        )
+        raise _no_keras_file(recipe.model)
     network = open_network(path, recipe.output)
     model, note = network.model, network.note
     if network.computes_in:
@@ -252,6 +250,25 @@ def _in_order(dataset: Dataset, labels: tuple[str, ...]) -> Dataset:
             fix="give the data that the model was trained on, or its labels with --labels",
         )
     return found
+
+
+def _no_keras_file(name: str) -> ModelError:
+    found = kind_of(name)
+    if found == "not there":
+        known = ", ".join(MODELS)
+        return ModelError(
+            f"no model {name!r}", fix=f"give a .keras file, a recipe or one of: {known}"
+        )
+    fixes = {
+        HDF5: 'convert it: keras.models.load_model("x.h5").save("x.keras")',
+        "a Keras model": "let its name end in .keras",
+        "a bundle": "it is exported already: see `cnnedge verify`, `package` and `bench`",
+        "a bundle's zip archive": "it is exported already: see `cnnedge verify` and `bench`",
+        "an ONNX model": "give the .keras file that it was exported from",
+        "a TensorFlow SavedModel": 'load it where it was made, and model.save("x.keras")',
+    }
+    other = "give a .keras file, a recipe .toml or the name of a built-in model"
+    return ModelError(f"{name} is {found}, and no .keras file", fix=fixes.get(found, other))
 
 
 def _brief(labels: tuple[str, ...]) -> str:

@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "cnnedge"
 # Ground floor first; a module may import from its own floor and below, steps not from each other.
 FLOORS = [
-    {"errors", "partial", "progress", "quiet"},
+    {"errors", "kind", "partial", "progress", "quiet"},
     {
         "archive",
         "chance",

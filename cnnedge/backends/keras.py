@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import zipfile
 import zlib
@@ -19,10 +20,11 @@ import keras
 import numpy as np
 
 from cnnedge.backends.keras_outputs import find_output
-from cnnedge.errors import ModelError
+from cnnedge.errors import ModelError, first_line, one_line
 from cnnedge.files import atomic_path, require_keras_file
 from cnnedge.head import LOGITS, SINGLE, as_probabilities, read_head
 from cnnedge.image import NORMALIZATIONS, ImageContract, normalize
+from cnnedge.kind import HDF5, kind_of
 
 NOTE_ENTRY = "cnnedge.json"
 ASKED_AT_ONCE = 8  # images, so that what a large network holds of them stays small
@@ -85,7 +87,7 @@ def load_model(path: Path | str) -> tuple[keras.Model, ModelNote | None]:
 
     path = Path(path)
     if not path.is_file():
-        raise ModelError(f"no model file {path}", fix="check the path")
+        raise ModelError(f"no model file {path}: it is {kind_of(path)}", fix="check the path")
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -95,8 +97,10 @@ def load_model(path: Path | str) -> tuple[keras.Model, ModelNote | None]:
         *(zipfile.BadZipFile, zlib.error, struct.error),
         *(OSError, EOFError, RuntimeError, NotImplementedError),
     ) as error:
+        found = kind_of(path)
         raise ModelError(
-            f"{path} is not a whole .keras file ({error})", fix="save or copy the model again"
+            f"{path} is not a whole .keras file, it is {found} ({error})",
+            fix=_CONVERT if found == HDF5 else "save or copy the model again",
         ) from error
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
@@ -106,12 +110,30 @@ def load_model(path: Path | str) -> tuple[keras.Model, ModelNote | None]:
     try:
         model = keras.saving.load_model(path, compile=False)
     except Exception as error:  # Keras raises whatever its readers raise
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise ModelError(
-            f"Keras cannot load {path}: {first_line}",
-            fix="check that it is whole, and that its custom layers are registered",
-        ) from error
+        raise _unloadable(path, error) from error
     return model, note
+
+
+_CONVERT = 'convert it: keras.models.load_model("x.h5").save("x.keras")'
+_UNKNOWN = re.compile(r"(?:Could not locate|Unknown) (class|function|layer|object):? '?([\w.>]+)")
+_ENCOUNTERED = "Exception encountered: "
+
+
+def _unloadable(path: Path, error: Exception) -> ModelError:
+    """Return what Keras' reader says, which puts the cause behind the whole configuration."""
+    text = str(error)
+    if missing := _UNKNOWN.search(text):
+        return ModelError(
+            f"Keras cannot load {path}: it does not know the {missing[1]} "
+            f"{one_line(missing[2], 60)!r}, whose code is not in the file",
+            fix="register it: @keras.saving.register_keras_serializable() where it is defined, and "
+            "import that before; or save the model without it",
+        )
+    _, _, cause = text.rpartition(_ENCOUNTERED)
+    return ModelError(
+        f"Keras cannot load {path}: {first_line(ValueError(cause or repr(error)))}",
+        fix="check that it is whole, and save it again with the Keras that is installed",
+    )
 
 
 def predict(

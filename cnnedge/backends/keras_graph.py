@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 
-from cnnedge.errors import ModelError
+from cnnedge.errors import ModelError, first_line
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _through(model: Any, taken: Sequence[Any], prefix: str, calls: list[Call]) -
         outputs = model.call(inputs[0] if len(inputs) == 1 else inputs)
         graph = keras.Function(inputs, outputs)
     except Exception as error:  # whatever the model's own code raises
-        reason = (str(error).strip().splitlines() or [repr(error)])[0]
+        reason = first_line(error)
         size = " and ".join("x".join(map(str, tuple(tensor.shape)[1:])) for tensor in taken)
         raise ModelError(
             f"{model.name!r} cannot be traced on an input of {size}: {reason}",

@@ -18,6 +18,7 @@ import numpy as np
 from cnnedge.benchmark.suite import ModelEntry, Suite
 from cnnedge.bundle import Bundle, Manifest, Variant
 from cnnedge.errors import BackendError, CnnEdgeError, MissingExtraError, ModelError
+from cnnedge.kind import kind_of
 from cnnedge.machine import this_machine
 from cnnedge.runtime import RUNTIMES as BUNDLE_RUNTIMES
 from cnnedge.runtime import RunSettings, runs_on, usable_variants
@@ -155,7 +156,10 @@ def enter(bundle: Bundle, entry: ModelEntry, suite: Suite, converted: Mapping[st
 
     Raises:
         BackendError: a runtime was asked for that there is not.
+        ModelError: the reference is no .keras file.
     """
+    if entry.reference is not None:
+        _require_keras_file(entry.reference)
     found: list[Contestant] = []
     left_out: list[tuple[str, str]] = []
     for runtime in _runtimes(entry, suite):
@@ -201,11 +205,19 @@ def _require(runtime: str) -> None:
         raise MissingExtraError(package, extra, purpose=f"the runtime {runtime}")
 
 
+def _require_keras_file(reference: Path) -> None:
+    if (found := kind_of(reference)) == "not there":
+        raise ModelError(f"no model file {reference}", fix="check the path")
+    if found != "a Keras model":
+        raise ModelError(
+            f"{reference} is {found}, and no .keras file",
+            fix="give the .keras file that the bundle was exported from",
+        )
+
+
 def _keras(manifest: Manifest, entry: ModelEntry) -> Contestant:
     if entry.reference is None:
         raise ModelError("Keras needs the model itself", fix="pass --reference F.keras")
-    if not entry.reference.is_file():
-        raise ModelError(f"no model file {entry.reference}", fix="check the path")
     if find_spec("tensorflow") is None:
         raise MissingExtraError("tensorflow", "export", purpose="the Keras reference")
     return Contestant(

@@ -10,11 +10,13 @@ import click
 from cnnedge.cli.shell import (
     SOURCE,
     as_list,
+    as_options,
     as_size,
     command,
     main,
     own_model_options,
     progress_bar,
+    say,
     tell_data,
 )
 from cnnedge.cli.show import print_json, print_table, show_doubt
@@ -149,7 +151,8 @@ def compress_command(
         "image_size": as_size(image_size),
         **others,
     }
-    recipe = make_recipe(**{key: value for key, value in chosen.items() if value is not None})
+    given = {key: value for key, value in chosen.items() if value is not None}
+    recipe = make_recipe(options=as_options(given), **given)
     path = out or Path(f"{model.stem}-compressed.keras")
 
     from cnnedge.pipeline.compress import compress_model
@@ -164,11 +167,11 @@ def compress_command(
             resume=resume,
             progress=progress,
             on_data=tell_data,
-            on_epoch=lambda epoch: click.echo(str(epoch), err=True),
-            on_round=lambda candidate: click.echo(str(candidate), err=True),
+            on_epoch=lambda epoch: say(str(epoch), err=True),
+            on_round=lambda candidate: say(str(candidate), err=True),
         )
     for warning in warnings:
-        click.echo(f"warning: {warning}", err=True)
+        say(f"warning: {warning}", err=True)
     if as_json:
         print_json(report.to_dict())
     else:
@@ -217,10 +220,10 @@ def _show(report: Any) -> None:
     print_table(headers, rows)
     machine = report.environment["machine"]
     judged = f"{report.test_images} test images" if report.test_images else "not judged: no data"
-    click.echo(f"{machine['cpu']}, {machine['cores']} cores; batch 1; {judged}")
+    say(f"{machine['cpu']}, {machine['cores']} cores; batch 1; {judged}")
     layers = ", ".join(f"{r['layer']} {r['before'] or 0}→{r['after']}" for r in result.removed())
-    click.echo(f"channels, in multiples of {result.multiple}: {layers}")
-    click.echo("written: " + "  ".join(str(path) for path in report.files))
+    say(f"channels, in multiples of {result.multiple}: {layers}")
+    say("written: " + "  ".join(str(path) for path in report.files))
 
 
 _FORMS = {"keras": "Keras", "fp32": "ONNX FP32", "int8": "ONNX INT8"}

@@ -9,7 +9,11 @@ from pathlib import Path
 
 import click
 
-from cnnedge.cli.shell import command, main
+from cnnedge.cli.shell import (
+    command,
+    main,
+    say,
+)
 from cnnedge.cli.show import print_json
 
 
@@ -54,15 +58,15 @@ def demo_command(
     names = [v.name for v in page_variants(opened, variant)]
     if out is not None:
         check_site_place(out, overwrite=force)
-    runtime = find_runtime(runtime_dir, tell=lambda line: click.echo(line, err=True))
+    runtime = find_runtime(runtime_dir, tell=lambda line: say(line, err=True))
     if not runtime.known:
-        click.echo(f"warning: {runtime.folder} is another version than was tested", err=True)
+        say(f"warning: {runtime.folder} is another version than was tested", err=True)
     if out is not None:
         lay_site(opened, out, runtime, variant=variant, overwrite=force)
         if as_json:
             print_json({"folder": str(out), "variants": names})
         else:
-            click.echo(f"{out}: put it on any file server, or: python -m http.server -d {out}")
+            say(f"{out}: put it on any file server, or: python -m http.server -d {out}")
         return
     with scratch_folder() as temporary:
         site = lay_site(opened, temporary / "site", runtime, variant=variant, place=os.symlink)
@@ -70,7 +74,7 @@ def demo_command(
             if as_json:
                 print_json({"url": server.url, "folder": str(site), "variants": names})
             else:
-                click.echo(f"{server.url}  (Ctrl-C ends it)")
+                say(f"{server.url}  (Ctrl-C ends it)")
             if show:  # in a thread: some browsers are waited for
                 threading.Thread(target=click.launch, args=(server.url,), daemon=True).start()
             with contextlib.suppress(KeyboardInterrupt):  # that is how it is meant to end

@@ -11,11 +11,14 @@ import click
 from cnnedge.cli.shell import (
     SOURCE,
     as_list,
+    as_options,
     as_size,
     command,
     main,
     own_model_options,
     progress_bar,
+    say,
+    say_lines,
     tell_data,
 )
 from cnnedge.cli.show import (
@@ -146,7 +149,7 @@ def train_command(
     if as_json:
         print_json(result.to_dict())
     else:
-        click.echo(
+        say(
             f"{out}: top-1 {result.top1:.2%}, top-5 {result.top5:.2%} on {result.test_images} test "
             f"images; best epoch {result.best_epoch} of {result.epochs_run}, {result.seconds:.0f} s"
         )
@@ -261,7 +264,7 @@ def export_command(
     }
     chosen = {key: value for key, value in options.items() if value is not None}
     base = {} if recipe is None else recipe.model_dump(exclude_unset=True)
-    recipe = make_recipe(**(base | given | chosen))
+    recipe = make_recipe(options=as_options(chosen), **(base | given | chosen))
     folder = out or Path(Path(model).stem)
 
     from cnnedge.pipeline import export_bundle
@@ -349,12 +352,12 @@ def engine_command(
     names = as_list(variants)
     if print_trtexec:
         lines = trtexec_lines(bundle, runtime, options, variants=names)
-        return print_json(lines) if as_json else click.echo("\n".join(lines))
+        return print_json(lines) if as_json else say_lines("\n".join(lines))
     with progress_bar() as progress:
         built = build_engines(bundle, runtime, options, variants=names, progress=progress)
     if any(not engine.failed for engine in built) and (bundle / SIGNATURE).exists():
         outdated = "its signature holds no longer, sign it again: cnnedge sign"
-        click.echo(f"{bundle} was changed: {outdated} {bundle} --key PRIVATE.pem --force", err=True)
+        say(f"{bundle} was changed: {outdated} {bundle} --key PRIVATE.pem --force", err=True)
     if as_json:
         print_json([engine.to_dict() for engine in built])
     else:
@@ -366,8 +369,8 @@ def engine_command(
 
 
 def _tell_epoch(report: Any) -> None:
-    click.echo(str(report), err=True)
+    say(str(report), err=True)
 
 
 def _warn(line: str) -> None:
-    click.echo(f"warning: {line}", err=True)
+    say(f"warning: {line}", err=True)

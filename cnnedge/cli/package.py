@@ -8,7 +8,11 @@ from typing import Any
 
 import click
 
-from cnnedge.cli.shell import command, main
+from cnnedge.cli.shell import (
+    command,
+    main,
+    say,
+)
 from cnnedge.cli.show import print_json
 
 
@@ -97,12 +101,12 @@ def package_command(
 
 def _show(written: dict[str, Any]) -> None:
     if one := written.get("onnx"):
-        click.echo(f"{one.file}: {one.variant}, {one.bytes / 1e6:.1f} MB ({one.reason})")
+        say(f"{one.file}: {one.variant}, {one.bytes / 1e6:.1f} MB ({one.reason})")
     if one := written.get("zip"):
-        click.echo(f"{one.file}: {one.files} files, {one.bytes / 1e6:.1f} MB")
+        say(f"{one.file}: {one.files} files, {one.bytes / 1e6:.1f} MB")
     if one := written.get("triton"):
         for model in one.models:
-            click.echo(f"{one.folder}/{model.name}: {model.backend}, {model.kind}")
+            say(f"{one.folder}/{model.name}: {model.backend}, {model.kind}")
         for name, why in one.left_out:
-            click.echo(f"left out: {name}: {why}")
-        click.echo(f"{one.folder}/{one.service}: set its storageUri")
+            say(f"left out: {name}: {why}")
+        say(f"{one.folder}/{one.service}: set its storageUri")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from cnnedge import __version__
-from cnnedge.errors import CnnEdgeError, GateError
+from cnnedge.errors import CnnEdgeError, GateError, printable
 from cnnedge.files import refuse_special
 from cnnedge.progress import Progress, silent
 
@@ -158,15 +158,46 @@ def _describe(error: OSError) -> CnnEdgeError:
     return CnnEdgeError(f"{error.strerror or error}{where}", fix="check the path, space and rights")
 
 
+def say(text: object, *, err: bool = False) -> None:
+    """Print one line, whatever its labels and names hold and the terminal can show."""
+    click.echo(fitted(printable(str(text)), sys.stderr if err else sys.stdout), err=err)
+
+
+def say_lines(lines: str) -> None:
+    """Print a text of several lines."""
+    for line in lines.split("\n"):
+        say(line)
+
+
+# What cnnedge itself writes beyond ASCII, for a terminal that has nothing else.
+_PLAIN = str.maketrans("×–—…≤≥·→±µΔ▲▼’‘“”─━│", "x--~<>.>+ud^v''\"\"--|")
+
+
+def fitted(text: str, stream: Any) -> str:
+    """Return a text in what a stream can encode: plainer signs, and escapes for the rest."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+        return text
+    except (UnicodeEncodeError, LookupError):
+        return text.translate(_PLAIN).encode("ascii", "backslashreplace").decode("ascii")
+
+
 def fail(error: Exception, code: int) -> None:
     """Print one line, ``error: what; what to do``, and exit."""
-    click.echo(f"error: {' '.join(str(error).split())}", err=True)
+    say(f"error: {' '.join(str(error).split())}", err=True)
     sys.exit(code)
 
 
 def as_list(text: str | None) -> tuple[str, ...] | None:
     """Split a comma-separated option."""
     return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def as_options(fields: Iterable[str]) -> dict[str, str]:
+    """Return what an option is called on the command line, by its recipe's field."""
+    other = {"engines": "--engine", "guard": "--no-guard", "model": "MODEL"}
+    return {field: other.get(field, f"--{field.replace('_', '-')}") for field in fields}
 
 
 def as_numbers(option: str, text: str) -> tuple[int, ...]:
@@ -193,8 +224,8 @@ def as_size(text: str | None) -> tuple[int, int] | None:
 def tell_data(dataset: Any) -> None:
     """Say how many images a folder gave, and which files were left out, and why."""
     if dataset.told:
-        click.echo(dataset.told, err=True)
+        say(dataset.told, err=True)
     for line in dataset.skipped[:MOST_SKIPPED]:
-        click.echo(f"skipped: {line}", err=True)
+        say(f"skipped: {line}", err=True)
     if len(dataset.skipped) > MOST_SKIPPED:
-        click.echo(f"skipped: {len(dataset.skipped) - MOST_SKIPPED} more", err=True)
+        say(f"skipped: {len(dataset.skipped) - MOST_SKIPPED} more", err=True)

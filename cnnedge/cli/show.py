@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import click
 
+from cnnedge.cli.shell import fitted, say, say_lines
+from cnnedge.errors import printable
+
 
 def print_json(document: Any) -> None:
-    """Print one JSON document."""
-    click.echo(json.dumps(document, indent=1, ensure_ascii=False))
+    """Print one JSON document, with escapes for what would command a terminal."""
+    text = json.dumps(document, indent=1, ensure_ascii=False)
+    plain = text.replace("\n", "")
+    if fitted(printable(plain), sys.stdout) != plain:
+        text = json.dumps(document, indent=1)
+    click.echo(text)
 
 
 def print_table(
@@ -31,13 +39,15 @@ def print_table(
     console = Console()
     if not console.is_terminal:  # a pipe or a file has no width: do not fold the table there
         console = Console(width=200)
-    console.print(table)
+    with console.capture() as drawn:
+        console.print(table)
+    click.echo(fitted(drawn.get(), sys.stdout), nl=False)
 
 
 def _cell(value: Any) -> str:
     from rich.markup import escape
 
-    return "–" if value is None else escape(str(value))
+    return "–" if value is None else escape(printable(str(value)))
 
 
 def show_doubt(doubt: str | None) -> None:
@@ -45,14 +55,14 @@ def show_doubt(doubt: str | None) -> None:
     from cnnedge.benchmark.load import banner
 
     if doubt is not None:
-        click.secho(banner(doubt), bold=True)
+        click.secho(fitted(printable(banner(doubt)), sys.stdout), bold=True)
 
 
 def show_stack(comparison: Any, as_json: bool) -> None:
     """Show a `StackComparison`."""
     if as_json:
         return print_json(comparison.to_dict())
-    return click.echo(str(comparison))
+    return say_lines(str(comparison))
 
 
 def show_inspection(inspection: Any) -> None:
@@ -60,7 +70,7 @@ def show_inspection(inspection: Any) -> None:
     headers, *rows = inspection.rows()
     print_table(tuple(headers), [tuple(row) for row in rows], left=(0, 1))
     for note in inspection.notes:
-        click.echo(f"note: {note}", err=True)
+        say(f"note: {note}", err=True)
 
 
 def show_bundle(bundle: Any) -> None:
@@ -70,7 +80,7 @@ def show_bundle(bundle: Any) -> None:
     doubt = doubt_of(bundle.manifest)
     show_doubt(doubt)
     if doubt is not None:
-        click.echo("cnnedge.load goes by the order that is known for its CPU's instruction set.")
+        say("cnnedge.load goes by the order that is known for its CPU's instruction set.")
     rows = [
         (
             row["title"],
@@ -96,19 +106,19 @@ def show_bundle(bundle: Any) -> None:
     )
     print_table(headers, rows, left=(0, 7))
     if guesses(bundle.manifest):
-        click.echo(guesses(bundle.manifest))
+        say(guesses(bundle.manifest))
     machine = bundle.manifest.machine
-    click.echo(f"{machine['cpu']}, {machine['cores']} cores; batch 1")
+    say(f"{machine['cpu']}, {machine['cores']} cores; batch 1")
     for variant in bundle.manifest.variants:
         for line in attempt_lines(variant.quantization or {}):
-            click.echo(f"{variant.name}: {line}")
+            say(f"{variant.name}: {line}")
         found = variant.recommendation or {}
         doubted = bool((variant.latency or {}).get("doubt"))
         if found and not found["recommended"] and not doubted:
-            click.echo(f"{variant.name}: not recommended here: {found['reason']}")
+            say(f"{variant.name}: not recommended here: {found['reason']}")
     for engine in bundle.manifest.engines:
-        click.echo(f"{engine.file}: {engine.bytes / 1e6:.1f} MB")
-    click.echo(f"bundle: {bundle.root}   report: {bundle.path('report.html')}")
+        say(f"{engine.file}: {engine.bytes / 1e6:.1f} MB")
+    say(f"bundle: {bundle.root}   report: {bundle.path('report.html')}")
 
 
 def show_engines(bundle: Any, built: Any) -> None:
@@ -137,22 +147,22 @@ def show_engines(bundle: Any, built: Any) -> None:
     for engine in built:
         note = engine.note
         for line in engine.report.violations[:_MOST_LINES]:
-            click.echo(f"{note.variant}: {line}")
+            say(f"{note.variant}: {line}")
         left = len(engine.report.violations) - _MOST_LINES
         if left > 0:
-            click.echo(f"{note.variant}: and {left} more")
+            say(f"{note.variant}: and {left} more")
         if engine.failed:
             continue
         doubt = experimental(note.runtime, note.precision)
         if doubt is not None:
-            click.echo(f"{note.variant}: {doubt}; `load` takes any other first")
+            say(f"{note.variant}: {doubt}; `load` takes any other first")
         if note.replay is None:
-            click.echo(
+            say(
                 f"{note.variant}: not run: no such GPU here; on the device, "
                 f"`cnnedge verify {bundle} --runtime {note.runtime}`"
             )
         elif note.replay["diverged"]:
-            click.echo(f"{note.variant}: self-test diverged: {note.replay['detail']}")
+            say(f"{note.variant}: self-test diverged: {note.replay['detail']}")
 
 
 _MOST_LINES = 5
@@ -178,7 +188,7 @@ def attempt_lines(quantization: Mapping[str, Any]) -> list[str]:
 
 def show_verification(found: Any) -> None:
     """Show a `Verification`."""
-    click.echo(f"{found.bundle}: held against {found.reference}, on {found.data}")
+    say(f"{found.bundle}: held against {found.reference}, on {found.data}")
     rows = []
     for v in found.variants:
         c = v.comparison
@@ -214,15 +224,13 @@ def show_verification(found: Any) -> None:
     print_table(headers, rows, left=(0, 1, 2, 8, 9, 10))
     for v in found.variants:
         if v.selftest is not None and v.selftest.stage is not None:
-            click.echo(f"{v.name}: {v.selftest.stage} diverged: {v.selftest.detail}")
+            say(f"{v.name}: {v.selftest.stage} diverged: {v.selftest.detail}")
         if v.verdict is not None and v.verdict.status != "passed":
-            click.echo(f"{v.name}: {v.verdict.status}: {v.verdict.reason}")
+            say(f"{v.name}: {v.verdict.status}: {v.verdict.reason}")
     compared = [v.comparison for v in found.variants if v.comparison is not None]
     if compared:
         smallest = compared[0].smallest_drop
-        click.echo(
-            f"the smallest drop that {compared[0].n} images could show: {smallest:.2f} points"
-        )
+        say(f"the smallest drop that {compared[0].n} images could show: {smallest:.2f} points")
 
 
 def _difference(largest: float | None, limit: float | None) -> str | None:
@@ -243,11 +251,11 @@ def show_result(document: Any) -> None:
     show_doubt(document.get("doubt"))
     for model in document["models"]:
         about = f"{model['layout']}, {model['weights']} weights"
-        click.echo(f"{model['name']}: {about}")
+        say(f"{model['name']}: {about}")
         print_table(HEADERS, main_rows(model))
         _show_scenarios(model)
         for line in remarks(document, model):
-            click.echo(line)
+            say(line)
 
 
 def _show_scenarios(model: Any) -> None:
@@ -333,7 +341,8 @@ def show_changes(changes: Any) -> None:
     from cnnedge.report.benchmark import CHANGE_HEADERS, change_rows
 
     for doubt in changes["doubts"]:
-        click.secho(f"{doubt}; nothing is decided by its latencies", bold=True)
+        line = printable(f"{doubt}; nothing is decided by its latencies")
+        click.secho(fitted(line, sys.stdout), bold=True)
     quiet = {"same", "within noise"}
     rows = [
         row
@@ -343,9 +352,9 @@ def show_changes(changes: Any) -> None:
     print_table(CHANGE_HEADERS, rows, left=(0, 1, 2, 6))
     left = len(changes["changes"]) - len(rows)
     if left:
-        click.echo(f"{left} more figures are the same or within noise (--json has them all)")
+        say(f"{left} more figures are the same or within noise (--json has them all)")
     if changes["machine"]:
         ratio, low, high = changes["machine"]
-        click.echo(f"the machine's FP32 peak: {ratio:.3f}× [{low:.3f}, {high:.3f}] of before")
+        say(f"the machine's FP32 peak: {ratio:.3f}× [{low:.3f}, {high:.3f}] of before")
     for note in changes["notes"]:
-        click.echo(f"note: {note}")
+        say(f"note: {note}")

@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cnnedge.cli.shell import command, main
+from cnnedge.cli.shell import (
+    command,
+    main,
+    say,
+)
 from cnnedge.cli.show import print_json
 from cnnedge.errors import GateError, SignatureError
 
@@ -44,7 +48,7 @@ def sign_command(bundle: Path, key: Path, force: bool, as_json: bool) -> None:
 def show_signature(done: str, signature: Signature) -> None:
     """Say what a signature covers and whose it is."""
     key = signature.key_sha256
-    click.echo(f"{done}: {signature.file}: {signature.files} files, with the key {key}")
+    say(f"{done}: {signature.file}: {signature.files} files, with the key {key}")
 
 
 def require_signature(bundle: Path, public_key: Path) -> Signature:

@@ -17,6 +17,7 @@ from cnnedge.cli.shell import (
     command,
     main,
     progress_bar,
+    say,
     tell_data,
 )
 from cnnedge.cli.show import (
@@ -202,7 +203,7 @@ def bench_command(
     else:
         show_result(document)
     for path in outputs:
-        click.echo(f"written: {path}", err=True)
+        say(f"written: {path}", err=True)
 
 
 def _measure(target: Path, resume: bool, options: dict[str, Any]) -> Any:
@@ -232,7 +233,7 @@ def _measure(target: Path, resume: bool, options: dict[str, Any]) -> Any:
 
 
 def _warn(line: str) -> None:
-    click.echo(f"warning: {line}", err=True)
+    say(f"warning: {line}", err=True)
 
 
 def _compare(old: Path, new: Path, tolerance: float | None, as_json: bool) -> None:
@@ -275,7 +276,7 @@ def predict_command(
             found = classifier(path, top=top)
         except (ImageError, BackendError) as error:
             broken.append(path)
-            click.echo(f"error: {error}", err=True)
+            say(f"error: {error}", err=True)
             continue
         answers.append(
             {
@@ -288,11 +289,11 @@ def predict_command(
         )
         if not as_json:
             likely = ", ".join(f"{p.label} {p.probability:.1%}" for p in found)
-            click.echo(f"{path}: {likely}")
+            say(f"{path}: {likely}")
     if as_json:
         print_json({"variant": classifier.variant, "images": answers})
-    else:
-        click.echo(f"({classifier.variant}: {classifier.choice.reason})", err=True)
+    elif answers:
+        say(f"({classifier.variant}: {classifier.choice.reason})", err=True)
     if broken:
         sys.exit(FAILED)
 
@@ -306,9 +307,9 @@ def doctor_command(as_json: bool) -> None:
     if as_json:
         return print_json(diagnosis.to_dict())
     machine = diagnosis.machine
-    click.echo(f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB")
-    click.echo(f"{machine['system']}; {', '.join(machine['isa']) or 'no noted instruction sets'}")
-    click.echo(", ".join(f"{name} {version}" for name, version in diagnosis.tools.items()))
+    say(f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB")
+    say(f"{machine['system']}; {', '.join(machine['isa']) or 'no noted instruction sets'}")
+    say(", ".join(f"{name} {version}" for name, version in diagnosis.tools.items()))
     rows = [
         ("yes" if a.ready else "no", a.name, a.detail + (f"; {a.fix}" if a.fix else ""))
         for a in diagnosis.abilities

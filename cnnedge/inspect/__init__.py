@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from cnnedge.errors import ModelError
 from cnnedge.inspect.stack import StackComparison, compare_stack
 from cnnedge.inspect.table import COLUMNS, Inspection, LayerRow
+from cnnedge.kind import kind_of
 
 if TYPE_CHECKING:
     import keras
@@ -56,8 +57,16 @@ def inspect_model(
 
         return read_keras(load_model(target)[0], str(target), height, width)
 
-    from cnnedge.models import build, model_info
+    from cnnedge.models import MODELS, build, model_info
 
+    found = kind_of(target)
+    if str(target) not in MODELS and found != "not there":
+        raise ModelError(
+            f"{target} is {found}, and no model file",
+            fix=f"give one of its models, such as {target}/model.fp32.onnx"
+            if found == "a bundle"
+            else "give a .keras or .onnx file, or the name of a built-in model",
+        )
     info = model_info(str(target))
     classes = info.classes if classes is None else classes
     model = build(info.name, height=height, width=width, classes=classes)

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from cnnedge.errors import MissingExtraError, ModelError
+from cnnedge.errors import MissingExtraError, ModelError, first_line
 from cnnedge.inspect.formulas import Field, Span, join, output_size, same_padding
 from cnnedge.inspect.table import Inspection, Reading, window_text
+from cnnedge.kind import kind_of
 
 # Above so many elements a tensor is taken for a weight, and only its shape is kept.
 _SMALL = 1024
@@ -93,7 +94,8 @@ def read_onnx(path: Path, height: int | None, width: int | None) -> Inspection:
     except FileNotFoundError as error:
         raise ModelError(f"no model file {path}", fix="check the path") from error
     except Exception as error:  # protobuf's DecodeError, or what the disk says
-        raise ModelError(f"{path} is not a whole ONNX file", fix="export it again") from error
+        what = f"{path} is not a whole ONNX file, it is {kind_of(path)}"
+        raise ModelError(what, fix="give an .onnx file, or export it again") from error
     if not proto.graph.node:
         raise ModelError(f"{path} is not an ONNX file, or has no nodes", fix="export it again")
 
@@ -203,7 +205,7 @@ class _Walk:
         try:
             inferred = onnx.shape_inference.infer_shapes(self.proto, data_prop=True)
         except Exception as error:  # its own exception type is not public
-            reason = (str(error).strip().splitlines() or [repr(error)])[0]
+            reason = first_line(error)
             raise ModelError(
                 f"the sizes in {self.path} cannot be inferred: {reason}",
                 fix="pass a height and a width that it takes",

@@ -24,7 +24,7 @@ import keras
 import numpy as np
 
 from cnnedge.checkpoint import DAMAGED
-from cnnedge.errors import ModelError
+from cnnedge.errors import ModelError, first_line
 from cnnedge.files import sha256
 
 # Keras' published files without the dense layers, as in keras.applications.vgg16 and vgg19: the
@@ -136,7 +136,7 @@ def _fetch_imagenet(name: str, targets: Mapping[str, Any]) -> Path:
                 )
             )
     except Exception as error:  # get_file raises a bare Exception for a failed fetch
-        reason = (str(error).strip().splitlines() or [repr(error)])[0]
+        reason = first_line(error)
         raise ModelError(
             f"cannot fetch the ImageNet weights of {net} ({reason})",
             fix=f"fetch {file} where there is a network, and name that file instead of imagenet",
