@@ -56,7 +56,7 @@ def only_output(model: keras.Model, position: int) -> keras.Model:
     if not _is_traced(model):
         image = keras.Input(_input_shape(model)[1:])
         return keras.Model(image, keras.tree.flatten(model(image))[position], name=model.name)
-    if len(model.outputs) == 1 and not keras.tree.is_nested(model.output):
+    if len(model.outputs) == 1 and not keras.tree.is_nested(_returned(model)):
         return model
     inputs = model.inputs[0] if len(model.inputs) == 1 else model.inputs
     return keras.Model(inputs, model.outputs[position], name=model.name)
@@ -64,6 +64,8 @@ def only_output(model: keras.Model, position: int) -> keras.Model:
 
 def _returned(model: keras.Model) -> Any:
     if _is_traced(model):
+        if isinstance(model, keras.Sequential):  # has no `output` where it was loaded from a file
+            return model.outputs[0] if len(model.outputs) == 1 else model.outputs
         return model.output
     return model.compute_output_spec(keras.KerasTensor(_input_shape(model)))
 

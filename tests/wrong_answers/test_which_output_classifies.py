@@ -134,3 +134,18 @@ def test_the_command_asks_which(three, tmp_path):
         assert done.exit_code == 1, done.output
         (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         assert "has 2 outputs: box, p; name the one that classifies: --output NAME" in line
+
+
+def test_a_sequential_model_from_a_file_has_its_one_output(tmp_path):
+    """Keras gives it `outputs` and no `output` until it is called."""
+    import keras
+    from keras import layers
+
+    from cnnedge.backends.keras_outputs import find_output, only_output, output_names
+
+    file = tmp_path / "sequential.keras"
+    keras.Sequential([keras.Input((4, 4, 3)), layers.Flatten(), layers.Dense(2)]).save(file)
+    model = keras.saving.load_model(file, compile=False)
+    assert len(output_names(model)) == 1
+    assert find_output(model, None, "m") == 0
+    assert only_output(model, 0) is model
