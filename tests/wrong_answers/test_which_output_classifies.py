@@ -138,11 +138,6 @@ def test_the_command_asks_which(three, tmp_path):
 
 def test_a_sequential_model_from_a_file_has_its_one_output(tmp_path):
     """Keras gives it `outputs` and no `output` until it is called."""
-    import keras
-    from keras import layers
-
-    from cnnedge.backends.keras_outputs import find_output, only_output, output_names
-
     file = tmp_path / "sequential.keras"
     keras.Sequential([keras.Input((4, 4, 3)), layers.Flatten(), layers.Dense(2)]).save(file)
     model = keras.saving.load_model(file, compile=False)
