@@ -16,151 +16,57 @@ The same in one zip file opens alike; see `archive`.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import stat
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cnnedge.archive import MOST_TEXT, Sizes, Unpacked, is_archive, name_problem, unpack
+from cnnedge.archive import MOST_TEXT, Unpacked, is_archive, name_problem, unpack
+from cnnedge.documents import parse_json
 from cnnedge.errors import MALFORMED, BundleError, SignatureError
 from cnnedge.files import sha256
-from cnnedge.image import ImageContract
 from cnnedge.kind import kind_of
+from cnnedge.manifest import (
+    LABELS,
+    MANIFEST,
+    REPORT,
+    SCHEMA,
+    SELFTEST,
+    SHOWN,
+    SIGNATURE,
+    UNLISTED,
+    Engine,
+    Manifest,
+    Variant,
+    file_hashes,
+    file_sizes,
+)
 from cnnedge.partial import is_partial
 
-SCHEMA = 1
-MANIFEST = "manifest.json"
-LABELS = "labels.txt"
-REPORT = "report.html"
-SELFTEST = "selftest"
-SIGNATURE = "bundle.sig"
-# What an archive may hold although its manifest does not list it: a signature covers the manifest.
-UNLISTED = frozenset({SIGNATURE})
-_SHOWN = 80  # characters of a name in a message
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One exported model of a bundle.
-
-    Attributes:
-        name: "fp32", "fp16", "int8" or "int8-trt".
-        file: Its path inside the bundle.
-        sha256: The file's hash.
-        bytes: The file's size.
-        precision: What was asked for: "fp32", "fp16" or "int8".
-        target: Which runtimes its graph is written for: "any", "cpu" or "trt".
-        achieved: Share of MACs and of weights per data type, read from the graph.
-        accuracy: A `Comparison` as data, or None where nothing was measured.
-        verdict: A `Verdict` as data, or None.
-        provider: The ONNX Runtime provider that really gave those answers.
-        latency: A `Measurement` as data (single stream, batch 1), or None.
-        quantization: How it was quantized and what was tried, or None where it was not.
-        recommendation: A `Recommendation` for the machine of the export as data, or None.
-    """
-
-    name: str
-    file: str
-    sha256: str
-    bytes: int
-    precision: str
-    target: str
-    achieved: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    accuracy: Mapping[str, Any] | None = None
-    verdict: Mapping[str, Any] | None = None
-    provider: str | None = None
-    latency: Mapping[str, Any] | None = None
-    quantization: Mapping[str, Any] | None = None
-    recommendation: Mapping[str, Any] | None = None
-
-    @property
-    def recommended(self) -> bool:
-        """Whether it beat its higher-precision sibling on the machine of the export."""
-        return self.recommendation is not None and bool(self.recommendation.get("recommended"))
-
-    @property
-    def verified(self) -> bool:
-        """Whether this variant was held against the reference and did not fail its gate."""
-        return self.verdict is not None and self.verdict.get("status") != "failed"
-
-
-@dataclass(frozen=True)
-class Engine:
-    """One TensorRT plan of a bundle; its note tells what it was built from and for.
-
-    Attributes:
-        variant: The variant it was built from.
-        runtime: "tensorrt" or "rtx".
-        file: The plan's path inside the bundle; likewise its hash and size.
-        note: The note's path; likewise its hash.
-    """
-
-    variant: str
-    runtime: str
-    file: str
-    sha256: str
-    bytes: int
-    note: str
-    note_sha256: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """Everything a receiver has to know of a bundle; see docs/manifest.md for each field."""
-
-    name: str
-    model: Mapping[str, Any]
-    image: ImageContract
-    normalization: str
-    input: str
-    labels: tuple[str, ...]
-    variants: tuple[Variant, ...]
-    engines: tuple[Engine, ...] = ()
-    reference: Mapping[str, Any] = field(default_factory=dict)
-    data: Mapping[str, Any] = field(default_factory=dict)
-    calibration: Mapping[str, Any] = field(default_factory=dict)
-    machine: Mapping[str, Any] = field(default_factory=dict)
-    tools: Mapping[str, str] = field(default_factory=dict)
-    max_drop: float = 0.5
-    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    schema: int = SCHEMA
-
-    def variant(self, name: str) -> Variant:
-        """Return the variant of that name.
-
-        Raises:
-            BundleError: there is none.
-        """
-        for variant in self.variants:
-            if variant.name == name:
-                return variant
-        known = ", ".join(variant.name for variant in self.variants)
-        raise BundleError(f"{self.name} has no variant {name!r}", fix=f"choose one of: {known}")
-
-    def to_json(self) -> str:
-        """Return the manifest as a JSON document."""
-        return json.dumps(asdict(self) | {"image": self.image.to_dict()}, indent=1) + "\n"
-
-    @staticmethod
-    def from_json(text: str) -> Manifest:
-        """Read what `to_json` wrote.
-
-        Raises:
-            ValueError, KeyError or TypeError: it is no manifest of this schema.
-        """
-        fields = json.loads(text)
-        if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
-            found = fields.get("schema") if isinstance(fields, dict) else None
-            raise ValueError(f"schema {found}, this cnnedge reads {SCHEMA}")
-        fields["image"] = ImageContract.from_dict(fields["image"])
-        fields["labels"] = tuple(fields["labels"])
-        fields["variants"] = tuple(Variant(**variant) for variant in fields["variants"])
-        fields["engines"] = tuple(Engine(**engine) for engine in fields.get("engines", ()))
-        return Manifest(**fields)
+__all__ = [
+    "LABELS",
+    "MANIFEST",
+    "REPORT",
+    "SCHEMA",
+    "SELFTEST",
+    "SIGNATURE",
+    "UNLISTED",
+    "Bundle",
+    "Engine",
+    "Manifest",
+    "Variant",
+    "check_place",
+    "describe_files",
+    "file_hashes",
+    "open_bundle",
+    "place_inside",
+    "require_folder",
+    "weights_digest",
+    "write_labels",
+]
 
 
 @dataclass(frozen=True)
@@ -189,7 +95,7 @@ class Bundle:
         """
         if name not in self.files() | UNLISTED:
             raise BundleError(
-                f"the manifest of {self.origin} does not list {name[:_SHOWN]!r}",
+                f"the manifest of {self.origin} does not list {name[:SHOWN]!r}",
                 fix="do not use this bundle, or export it again",
             )
         return place_inside(self.root, name, self.origin)
@@ -223,7 +129,7 @@ def open_bundle(root: Path | str, *, manifest_sha256: str | None = None) -> Bund
     if not is_archive(root):
         what = f"{root} is {kind_of(root)}, neither a bundle's folder nor a zip archive of one"
         raise BundleError(what, fix="give the bundle that it belongs to")
-    unpacked = unpack(root, MANIFEST, UNLISTED, lambda text: _sizes(_parse(text, root)))
+    unpacked = unpack(root, MANIFEST, UNLISTED, lambda text: file_sizes(_parse(text, root)))
     try:
         return Bundle(unpacked.folder, _read_checked_manifest(unpacked.folder, root), unpacked)
     except BaseException:
@@ -250,31 +156,11 @@ def require_folder(bundle: Bundle, purpose: str) -> None:
 
 def _parse(text: bytes, where: Path) -> Manifest:
     try:
-        manifest = Manifest.from_json(text.decode("utf-8"))
-        file_hashes(manifest)
-        if not all(isinstance(size, int | None) for size in _sizes(manifest).values()):
-            raise TypeError("a size is no number")
-        return manifest
-    except MALFORMED as error:
+        return Manifest.from_json(text)
+    except ValueError as error:
         raise BundleError(
             f"the manifest of {where} cannot be read ({error})", fix="copy or export it again"
         ) from error
-
-
-def _sizes(manifest: Manifest) -> Sizes:
-    """Return every file that a manifest lists, with its size where it names one."""
-    sizes: dict[str, int | None] = {variant.file: variant.bytes for variant in manifest.variants}
-    sizes |= {name: entry["bytes"] for name, entry in manifest.files.items()}
-    sizes |= {engine.file: engine.bytes for engine in manifest.engines}
-    return sizes | {engine.note: None for engine in manifest.engines}
-
-
-def file_hashes(manifest: Manifest) -> dict[str, str]:
-    """Return every file that a manifest lists, with its hash."""
-    hashes = {variant.file: variant.sha256 for variant in manifest.variants}
-    hashes |= {name: str(entry["sha256"]) for name, entry in manifest.files.items()}
-    hashes |= {engine.file: engine.sha256 for engine in manifest.engines}
-    return hashes | {engine.note: engine.note_sha256 for engine in manifest.engines}
 
 
 def read_manifest(root: Path, where: Path, digest: str | None = None) -> Manifest:
@@ -338,7 +224,7 @@ def check_place(out: Path, *, force: bool) -> None:
 
 def _claims_to_be_bundle(folder: Path) -> bool:
     try:  # a web page has a manifest.json too
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = parse_json((folder / MANIFEST).read_bytes())
         return {"schema", "variants"} <= manifest.keys()
     except (OSError, *MALFORMED):
         return False
@@ -393,14 +279,14 @@ def place_inside(root: Path, name: str, where: Path) -> Path:
         place = place / part
         try:
             mode = place.lstat().st_mode
-        except OSError:  # whoever reads it says that it is missing
+        except (OSError, ValueError):  # whoever reads it says that it is missing
             continue
         if stat.S_ISLNK(mode):
             problem = "which is a link and may lead outside the bundle"
         elif not stat.S_ISREG(mode) and (not stat.S_ISDIR(mode) or place == root / name):
             problem = "which is no ordinary file"
     if problem is not None:
-        shown = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…"
+        shown = name if len(name) <= SHOWN else f"{name[:SHOWN]}…"
         raise BundleError(f"{where} names {shown!r}, {problem}", fix="do not use this bundle")
     return root / name
 

@@ -23,7 +23,7 @@ Arrays = Mapping[str, Sequence[np.ndarray]]
 # zipfile's for a flipped bit that says "encrypted", or names another compression or version.
 DAMAGED = (
     *(OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError),
-    *(zipfile.BadZipFile, zlib.error, struct.error),
+    *(zipfile.BadZipFile, zlib.error, struct.error, MemoryError),
 )
 
 
@@ -78,6 +78,26 @@ def run_of(path: Path) -> dict[str, Any]:
     """
     with _opened(path) as file:
         return dict(json.loads(str(file["about"]))["run"])
+
+
+def read_array(path: Path, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Return an array of an `.npz` file that has to be of a shape and a type.
+
+    Nothing is allocated before its header says that it is.
+
+    Raises:
+        One of `DAMAGED`: it is not.
+    """
+    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
+            version, np.lib.format.read_array_header_2_0
+        )
+        found, _, kind = read(file)
+    if found != shape or kind != np.dtype(dtype):
+        raise ValueError(f"{name} are {kind} {found}, and not {np.dtype(dtype)} {shape}")
+    with np.load(path, allow_pickle=False) as stored:
+        return stored[name]
 
 
 @contextmanager

@@ -217,8 +217,11 @@ def read_toml(path: Path, kind: str, *, see: str) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CnnEdgeError(f"cannot read the {kind} {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise CnnEdgeError(f"{path} is no TOML: {error}", fix=f"see {see}") from error
+    # Besides its own error, tomllib raises what a number of five thousand digits, a thousand
+    # brackets, or a date of the 40th of a month make Python raise.
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise CnnEdgeError(f"{path} is no TOML: {reason}", fix=f"see {see}") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,7 +10,7 @@ import io
 import os
 import threading
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 
+from cnnedge.documents import hold
 from cnnedge.errors import ImageError, first_line
 from cnnedge.files import what_is_special
 from cnnedge.formats import FORMATS, HEAD, plugin_of
@@ -55,6 +56,8 @@ class ImageContract:
     def __post_init__(self) -> None:
         if min(self.height, self.width) < 1 or self.channels not in (1, 3):
             raise ValueError(f"no image has the shape {self.height}×{self.width}×{self.channels}")
+        if self.height * self.width > MOST_PIXELS:
+            raise ValueError(f"an image of {self.height}×{self.width} is larger than any is read")
         if self.resize not in RESIZES:
             raise ValueError(f"resize is {self.resize!r}, not one of {', '.join(RESIZES)}")
 
@@ -68,18 +71,13 @@ class ImageContract:
         return asdict(self) | {"filter": "bilinear, antialiased", "colour": "RGB"}
 
     @staticmethod
-    def from_dict(fields: Mapping[str, Any]) -> ImageContract:
+    def from_dict(fields: Any) -> ImageContract:
         """Read what `to_dict` wrote.
 
         Raises:
-            ValueError, KeyError or TypeError: it is no image contract.
+            ValueError: it is no image contract.
         """
-        return ImageContract(
-            int(fields["height"]),
-            int(fields["width"]),
-            int(fields.get("channels", 3)),
-            str(fields.get("resize", "stretch")),
-        )
+        return hold(fields, ImageContract)
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from cnnedge.errors import MALFORMED, ModelError
+from msgspec import Meta, Struct, field
+
+from cnnedge.documents import Labels, Name, Sha256, hold, read_as
+from cnnedge.errors import ModelError
 from cnnedge.image import ImageContract
 
 META_LABELS = "cnnedge.labels"
@@ -24,6 +27,23 @@ META_SOURCE_SHA256 = "cnnedge.source_sha256"
 META_SOURCE_BYTES = "cnnedge.source_bytes"
 META_RESIZE = "cnnedge.resize"
 IN_THE_GRAPH = "in the graph"
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """An input or output of a graph: its name, NumPy type, and shape; None for a free dimension."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The one input and the one output of a classifier's graph."""
+
+    input: TensorFacts
+    output: TensorFacts
 
 
 @dataclass(frozen=True)
@@ -58,6 +78,20 @@ class About:
     any_size: bool = False
 
 
+class _Told(Struct):
+    """What has a form of its own; a whole number is text here."""
+
+    variant: Name = field(name=META_VARIANT, default="model")
+    precision: Annotated[str, Meta(pattern=r"\A([a-z0-9-]{1,32})?\Z")] = field(
+        name=META_PRECISION, default=""
+    )
+    target: Literal["any", "cpu", "trt"] = field(name=META_TARGET, default="any")
+    source_sha256: Sha256 | None = field(name=META_SOURCE_SHA256, default=None)
+    source_bytes: Annotated[str, Meta(pattern=r"\A[0-9]{1,15}\Z")] = field(
+        name=META_SOURCE_BYTES, default="0"
+    )
+
+
 def read_metadata(metadata: Mapping[str, str], where: str) -> About:
     """Read an ONNX file's metadata.
 
@@ -74,23 +108,22 @@ def read_metadata(metadata: Mapping[str, str], where: str) -> About:
             fix="write one with `cnnedge package BUNDLE --onnx FILE`",
         )
     try:
-        labels = json.loads(metadata[META_LABELS])
-        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-            raise ValueError("the labels are no list of texts")
+        labels = read_as(metadata[META_LABELS], Labels)
+        told = hold(dict(metadata), _Told)
         return About(
-            tuple(labels),
-            ImageContract.from_dict(json.loads(metadata[META_IMAGE])),
+            labels,
+            read_as(metadata[META_IMAGE], ImageContract),
             name=metadata.get(META_BUNDLE, metadata.get(META_MODEL, "")),
-            variant=metadata.get(META_VARIANT, "model"),
-            precision=metadata.get(META_PRECISION, ""),
-            target=metadata.get(META_TARGET, "any"),
+            variant=told.variant,
+            precision=told.precision,
+            target=told.target,
             normalization=metadata.get(META_NORMALIZATION),
             verdict=metadata.get(META_VERDICT, ""),
-            source_sha256=metadata.get(META_SOURCE_SHA256),
-            source_bytes=int(metadata.get(META_SOURCE_BYTES, 0)),
+            source_sha256=told.source_sha256,
+            source_bytes=int(told.source_bytes),
             any_size=metadata.get(META_RESIZE) == IN_THE_GRAPH,
         )
-    except MALFORMED as error:
+    except ValueError as error:
         raise ModelError(
             f"the metadata of {where} cannot be read ({error})", fix="package the bundle again"
         ) from error

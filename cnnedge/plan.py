@@ -10,14 +10,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from cnnedge.errors import MALFORMED, BundleError, CnnEdgeError
+from msgspec import Meta
+
+from cnnedge.documents import Amount, Count, Name, Sha256, hold, parse_json
+from cnnedge.errors import BundleError, CnnEdgeError
 
 SCHEMA = 1
 FOLDER = "engines"
 PlanRuntime = Literal["tensorrt", "rtx"]
 RUNTIMES = ("tensorrt", "rtx")
+RuntimeName = Annotated[str, Meta(pattern=r"\A(tensorrt|rtx)\Z")]
+LARGEST_BATCH = 65536
+ComputeCapability = Annotated[str, Meta(pattern=r"\A\d{1,2}\.\d\Z")]
 TITLES = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
 # Why nothing builds or picks a precision by itself.
 _EXPERIMENTAL = {
@@ -77,9 +83,9 @@ class PlanOptions:
         optimization_level: 0 to 5: how long the builder looks for faster kernels; None: its own.
     """
 
-    max_batch: int = 8
-    compute_capabilities: tuple[str, ...] = ()
-    workspace_bytes: int | None = None
+    max_batch: Annotated[int, Meta(ge=1, le=LARGEST_BATCH)] = 8
+    compute_capabilities: tuple[ComputeCapability, ...] = ()
+    workspace_bytes: Count | None = None
     tf32: bool = False
     version_compatible: bool = False
     hardware_compatible: bool = False
@@ -121,22 +127,22 @@ class PlanNote:
         tools: Versions of everything involved.
     """
 
-    variant: str
+    variant: Name
     precision: str
-    runtime: str
+    runtime: RuntimeName
     library: str
     file: str
-    sha256: str
-    bytes: int
-    onnx_sha256: str
+    sha256: Sha256
+    bytes: Count
+    onnx_sha256: Sha256
     calibration_sha256: str | None
-    compute_capabilities: tuple[str, ...]
+    compute_capabilities: tuple[ComputeCapability, ...]
     gpu: Mapping[str, Any] | None
     options: PlanOptions
     timing_cache: Mapping[str, str] | None = None
     found: Mapping[str, Any] = field(default_factory=dict)
     replay: Mapping[str, Any] | None = None
-    build_seconds: float = 0.0
+    build_seconds: Amount = 0.0
     trtexec: str = ""
     tools: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
@@ -154,16 +160,12 @@ class PlanNote:
             BundleError: it is no sidecar of this schema; the message names ``where``.
         """
         try:
-            fields = json.loads(text)
-            if fields.get("schema") != SCHEMA:
-                raise ValueError(f"schema {fields.get('schema')}, this cnnedge reads {SCHEMA}")
-            fields.pop("profiles")
-            options = fields["options"]
-            options["compute_capabilities"] = tuple(options["compute_capabilities"])
-            fields["options"] = PlanOptions(**options)
-            fields["compute_capabilities"] = tuple(fields["compute_capabilities"])
-            return PlanNote(**fields)
-        except MALFORMED as error:
+            fields = parse_json(text)
+            found = fields.get("schema") if isinstance(fields, dict) else None
+            if found != SCHEMA:
+                raise ValueError(f"schema {str(found)[:40]}, this cnnedge reads {SCHEMA}")
+            return hold(fields, PlanNote)
+        except ValueError as error:
             raise BundleError(
                 f"{where} is no plan's note ({error})", fix="build the engine again"
             ) from error

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from math import isqrt
 from pathlib import Path
-from typing import Any, Literal
+from reprlib import repr
+from typing import Annotated, Any, Literal
 
 from cnnedge.errors import CnnEdgeError, MissingExtraError, one_line
 from cnnedge.files import read_toml
-from cnnedge.image import NORMALIZATIONS
+from cnnedge.image import MOST_PIXELS, NORMALIZATIONS
 
 try:
     from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 except ImportError as error:
     raise MissingExtraError("pydantic", "export", purpose="exporting") from error
 
+# Images larger than what is read of any file are no network's input.
+Pixels = Annotated[int, Field(ge=1, le=isqrt(MOST_PIXELS))]
 Precision = Literal["fp32", "fp16", "int8", "int8-weight", "int4-weight"]
 
 
@@ -60,8 +65,8 @@ class Recipe(BaseModel):
     resize: Literal["stretch", "crop", "letterbox"] | None = None
     labels: str | None = None
     output: str | None = None
-    image_size: tuple[int, int] | None = None
-    classes: int = Field(1000, ge=2)
+    image_size: tuple[Pixels, Pixels] | None = None
+    classes: int = Field(1000, ge=2, le=1_000_000)
     calibration_images: int = Field(128, ge=1)
     calibration: Literal["minmax", "percentile", "entropy", "mse"] = "minmax"
     guard: bool = True
@@ -112,6 +117,6 @@ def read_recipe(path: Path | str) -> Recipe:
     fields = read_toml(path, "recipe", see="export/README.md")
     for key in ("model", "labels", "data"):
         value = fields.get(key)
-        if isinstance(value, str) and (path.parent / value).exists():
+        if isinstance(value, str) and os.path.exists(path.parent / value):
             fields[key] = str(path.parent / value)
     return make_recipe(**fields)

@@ -205,6 +205,9 @@ class Comparison:
         }
 
 
+STATUSES = ("passed", "unproven", "failed", "not judged")  # of a verdict
+
+
 @dataclass(frozen=True)
 class Verdict:
     """Whether a variant is good enough, and why.

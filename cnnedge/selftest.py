@@ -11,14 +11,16 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta, Struct
 
 from cnnedge.bundle import SELFTEST, Bundle, Manifest, Variant
-from cnnedge.checkpoint import DAMAGED
+from cnnedge.checkpoint import DAMAGED, read_array
 from cnnedge.data import Dataset, Split
 from cnnedge.data.labels import difference, in_order
+from cnnedge.documents import Sha256, read_as
 from cnnedge.errors import BundleError, DataError, first_line
 from cnnedge.image import ImageContract, decode, to_tensor
 from cnnedge.result import limit_of
@@ -42,6 +44,39 @@ LAYER_TOLERANCE = {
 _SAMPLES = 32  # values of a layer's result that make its fingerprint
 
 Fingerprints = dict[str, list[float]]
+
+
+class GoldenImage(Struct, frozen=True):
+    """A file of the bundle, and the hash of the pixels that it decodes to."""
+
+    file: str
+    pixels_sha256: Sha256
+
+
+class Selftest(Struct, frozen=True):
+    """What `write_selftest` wrote into `INDEX`; null stands for NaN and infinity.
+
+    Attributes:
+        images: The golden images.
+        answers: Those of "reference", and of each variant, ``[images][classes]``.
+        layers: The fingerprint of each layer's result, by variant.
+    """
+
+    images: Annotated[tuple[GoldenImage, ...], Meta(min_length=1)]
+    answers: dict[str, list[list[float | None]]]
+    layers: dict[str, dict[str, list[float | None]]]
+
+    def answers_of(self, name: str, bundle: Bundle) -> np.ndarray:
+        """Return what one of them answered, float64 ``[images, classes]``.
+
+        Raises:
+            BundleError: nobody wrote it down.
+        """
+        if name not in self.answers:
+            raise BundleError(
+                f"the self-test of {bundle.origin} has no answers of {name}", fix="export it again"
+            )
+        return np.array(self.answers[name], np.float64)
 
 
 @dataclass(frozen=True)
@@ -152,16 +187,12 @@ def run_selftest(
     Raises:
         BundleError: the bundle holds no self-test.
     """
-    try:
-        index = json.loads(bundle.path(INDEX).read_text(encoding="utf-8"))
-        tensors = golden_tensors(bundle)
-        missing = {"images", "answers", "layers"} - set(index)
-        if missing:
-            raise KeyError(", ".join(sorted(missing)))
-    except (OSError, ValueError, KeyError) as error:
-        raise _without_selftest(bundle, error) from error
+    index = read_selftest(bundle)
+    tensors = golden_tensors(bundle, index)
+    for name in variants:
+        index.answers_of(name, bundle)
     image = bundle.manifest.image
-    before = _check_images(bundle, index["images"], tensors, image)
+    before = _check_images(bundle, index.images, tensors, image)
     reports = []
     for name, run in variants.items():
         if before is not None:
@@ -173,7 +204,7 @@ def run_selftest(
             detail = "it answers a golden image with NaN or infinity"
             reports.append(StageReport(name, "output", detail, finite=False))
             continue
-        recorded = np.array(index["answers"][name], np.float64)  # null, which stands for NaN, too
+        recorded = index.answers_of(name, bundle)
         difference = float(np.abs(answers - recorded).max())
         if difference <= tolerance(bundle.manifest.variant(name)):
             detail = f"{len(tensors)} golden images, answers within {difference:.1e}"
@@ -181,7 +212,7 @@ def run_selftest(
             continue
         layer = None
         if fingerprint is not None:
-            expected = index["layers"].get(name, {})
+            expected = index.layers.get(name, {})
             here = fingerprint(name, tensors[:1])
             layer = first_divergence(expected, here, LAYER_TOLERANCE[precision])
         if layer is not None:
@@ -201,15 +232,37 @@ def tolerance(variant: Variant) -> float:
     return max(TOLERANCE[variant.precision], own or 0.0)
 
 
-def golden_tensors(bundle: Bundle) -> np.ndarray:
+def read_selftest(bundle: Bundle) -> Selftest:
+    """Return what a bundle's self-test says, held against its manifest.
+
+    Raises:
+        BundleError: the bundle holds none, or one that cannot be of it.
+    """
+    path = bundle.path(INDEX)
+    try:
+        found = read_as(path.read_bytes(), Selftest)
+        shape = (len(found.images), len(bundle.manifest.labels))
+        for name, answers in found.answers.items():
+            if (len(answers), *{len(row) for row in answers}) != shape:
+                raise ValueError(f"the answers of {name[:40]!r} are not {shape[0]} of {shape[1]}")
+    except (OSError, ValueError) as error:
+        raise _without_selftest(bundle, error) from error
+    for entry in found.images:
+        bundle.path(entry.file)
+    return found
+
+
+def golden_tensors(bundle: Bundle, index: Selftest | None = None) -> np.ndarray:
     """Return a bundle's golden images as the network takes them, uint8 ``[N, H, W, C]``.
 
     Raises:
         BundleError: the bundle does not hold them.
     """
+    count = len((index or read_selftest(bundle)).images)
+    shape = (count, *bundle.manifest.image.shape)
+    path = bundle.path(TENSORS)
     try:
-        with np.load(bundle.path(TENSORS), allow_pickle=False) as stored:
-            return stored["tensors"]
+        return read_array(path, "tensors", shape, np.uint8)
     except DAMAGED as error:
         raise _without_selftest(bundle, error) from error
 
@@ -230,8 +283,14 @@ def recorded_answers(bundle: Bundle, split: Split) -> np.ndarray | None:
         return None
     if split.digest() != manifest.data.get("test_sha256"):
         return None
-    with np.load(bundle.path(REFERENCE_ANSWERS), allow_pickle=False) as stored:
-        return stored["answers"]
+    path = bundle.path(REFERENCE_ANSWERS)
+    try:
+        return read_array(path, "answers", (len(split), len(manifest.labels)), np.float32)
+    except DAMAGED as error:
+        raise BundleError(
+            f"{bundle.origin / REFERENCE_ANSWERS} holds no answers ({first_line(error)})",
+            fix="export the bundle again",
+        ) from error
 
 
 def refuse_calibration_images(manifest: Manifest, split: Split) -> None:
@@ -269,10 +328,12 @@ def in_order_of(manifest: Manifest, dataset: Dataset) -> Dataset:
     return found
 
 
-def first_divergence(expected: Fingerprints, here: Fingerprints, tolerance: float) -> str | None:
+def first_divergence(
+    expected: Mapping[str, Sequence[float | None]], here: Fingerprints, tolerance: float
+) -> str | None:
     """Return the first layer whose fingerprint differs by more than ``tolerance``, relatively."""
     for name, values in expected.items():
-        if name not in here:
+        if name not in here or len(values) != len(here[name]):
             return name
         a, b = np.array(values, np.float64), np.array(here[name])
         if not np.linalg.norm(a - b) <= tolerance * max(float(np.linalg.norm(a)), 1e-6):
@@ -298,16 +359,16 @@ def fingerprint_of(array: np.ndarray) -> list[float]:
 
 
 def _check_images(
-    bundle: Bundle, entries: list[dict[str, Any]], tensors: np.ndarray, image: ImageContract
+    bundle: Bundle, entries: Sequence[GoldenImage], tensors: np.ndarray, image: ImageContract
 ) -> tuple[str, str] | None:
     """Return the stage before the network that diverged, and how, or None."""
     for entry, expected in zip(entries, tensors, strict=True):
-        path = bundle.path(str(entry["file"]))
-        if _pixels_digest(path, image) != entry["pixels_sha256"]:
-            return "decode", f"{entry['file']} decodes to other pixels than where it was recorded"
+        path = bundle.path(entry.file)
+        if _pixels_digest(path, image) != entry.pixels_sha256:
+            return "decode", f"{entry.file} decodes to other pixels than where it was recorded"
         difference = np.abs(to_tensor(path, image).astype(int) - expected.astype(int)).max()
         if difference:
-            return "resize", f"{entry['file']} resizes to pixels up to {difference} levels off"
+            return "resize", f"{entry.file} resizes to pixels up to {difference} levels off"
     return None
 
 

@@ -21,6 +21,7 @@ FLOORS = [
         "files",
         "formats",
         "checkpoint",
+        "documents",
         "head",
         "image",
         "machine",
@@ -31,6 +32,8 @@ FLOORS = [
     },
     {
         "bundle",
+        "manifest",
+        "sections",
         "change",
         "recipe",
         "models",
@@ -117,7 +120,7 @@ def base_venv(tmp_path_factory):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", root], check=True)
     (site,) = (root / "lib").glob("python*/site-packages")
     (site / "cnnedge").symlink_to(PACKAGE)
-    todo, seen = ["click", "numpy", "pillow", "rich"], set()
+    todo, seen = ["click", "msgspec", "numpy", "pillow", "rich"], set()
     while todo:
         distribution = metadata.distribution(todo.pop())
         if distribution.name in seen:

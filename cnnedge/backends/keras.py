@@ -20,6 +20,7 @@ import keras
 import numpy as np
 
 from cnnedge.backends.keras_outputs import find_output
+from cnnedge.documents import Labels, read_as
 from cnnedge.errors import ModelError, first_line, one_line
 from cnnedge.files import atomic_path, require_keras_file
 from cnnedge.head import LOGITS, SINGLE, as_probabilities, read_head
@@ -38,7 +39,7 @@ class ModelNote:
     """
 
     model: str
-    labels: tuple[str, ...]
+    labels: Labels
     image: ImageContract
     normalization: str
     weights: str = "trained"  # "random", "trained" or "user"
@@ -52,13 +53,15 @@ class ModelNote:
 
     @staticmethod
     def from_json(text: str | bytes) -> ModelNote:
-        """Read what `to_json` wrote."""
-        fields = json.loads(text)
-        fields["labels"] = tuple(fields["labels"])
-        fields["image"] = ImageContract.from_dict(fields["image"])
-        if fields["normalization"] not in NORMALIZATIONS:
-            raise ValueError(f"unknown normalization {fields['normalization']!r}")
-        return ModelNote(**fields)
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: it is no note; the message says why.
+        """
+        note = read_as(text, ModelNote)
+        if note.normalization not in NORMALIZATIONS:
+            raise ValueError(f"unknown normalization {note.normalization[:40]!r}")
+        return note
 
 
 def save_model(model: keras.Model, path: Path | str, note: ModelNote) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from cnnedge.errors import BackendError, first_line
+from cnnedge.errors import BackendError, ModelError, first_line
 from cnnedge.files import scratch_folder
+from cnnedge.metadata import Ends, TensorFacts
 from cnnedge.quiet import import_onnxruntime
 from cnnedge.result import Staged
 
@@ -27,6 +29,24 @@ import onnxruntime as ort
 DISABLED_OPTIMIZERS = ["WeightBiasQuantization"]
 CPU_PROVIDER = "CPUExecutionProvider"
 PROFILE_WARM_UP = 5  # calls
+_BOILERPLATE = re.compile(
+    r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from \S+ failed: *|/onnxruntime_src/\S+ "
+)
+
+
+def _reason(error: Exception) -> str:
+    """Return why ONNX Runtime loads a file not, without its codes and its sources' file names."""
+    text = re.sub(
+        r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from \S+ failed: *", "", str(error)
+    )
+    return first_line(ValueError(re.sub(r"/onnxruntime_src/\S+ ", "", text)))
+
+
+@dataclass(frozen=True)
+class ModelFacts(Ends):
+    """What an ONNX file says of itself: its one input, its one output, its ``metadata_props``."""
+
+    metadata: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -36,12 +56,12 @@ class Session:
     Attributes:
         session: The ``onnxruntime.InferenceSession``.
         provider: The provider that really runs it.
+        facts: What the file says of itself.
     """
 
     session: Any
     provider: str
-    _input: str
-    _output: str
+    facts: ModelFacts
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
         """Return probabilities, float32 ``[N, classes]``, of a batch as the graph takes it.
@@ -50,11 +70,18 @@ class Session:
             BackendError: the runtime refused the batch.
         """
         try:
-            (answers,) = self.session.run([self._output], {self._input: batch})
+            (answers,) = self.session.run([self.facts.output.name], {self.facts.input.name: batch})
         except Exception as error:  # ORT's exceptions share no public base
             raise BackendError(
                 f"ONNX Runtime cannot run this batch: {first_line(error)}"
             ) from error
+        declared = self.facts.output.shape[1:]
+        if answers.shape[1:] != declared and None not in declared:
+            raise BackendError(
+                f"the graph declares {list(declared)} answers an image, and gave "
+                f"{list(answers.shape[1:])}",
+                fix="export it again",
+            )
         return answers
 
     def staged(self, batch: np.ndarray) -> Staged:
@@ -65,7 +92,9 @@ class Session:
         begin = time.perf_counter()
         image = ort.OrtValue.ortvalue_from_numpy(batch)
         taken = time.perf_counter()
-        (found,) = self.session.run_with_ort_values([self._output], {self._input: image})
+        (found,) = self.session.run_with_ort_values(
+            [self.facts.output.name], {self.facts.input.name: image}
+        )
         computed = time.perf_counter()
         answers = found.numpy()
         return Staged(answers, taken - begin, computed - taken, time.perf_counter() - computed)
@@ -83,6 +112,7 @@ def open_session(
 
     Raises:
         BackendError: the runtime cannot load the model, or would run it on another provider.
+        ModelError: it is no graph of one tensor to another.
     """
     if provider not in ort.get_available_providers():
         raise BackendError(
@@ -92,47 +122,28 @@ def open_session(
     options = _options(threads)
     source = model if isinstance(model, bytes) else os.fspath(model)
     name = "the model" if isinstance(model, bytes) else os.fspath(model)
-    try:
-        session = ort.InferenceSession(
-            source, options, providers=[provider], disabled_optimizers=DISABLED_OPTIMIZERS
-        )
-    except Exception as error:
-        raise BackendError(
-            f"ONNX Runtime {ort.__version__} cannot load {name}: {first_line(error)}",
-            fix="export the bundle again, or update onnxruntime",
-        ) from error
+    session = _load(source, options, name, provider, disabled_optimizers=DISABLED_OPTIMIZERS)
     ran = session.get_providers()[0]
     if ran != provider:
         raise BackendError(
             f"{name} was to run on {provider}, and ONNX Runtime fell back to {ran}",
             fix="run `cnnedge doctor` to see what this machine lacks",
         )
-    return Session(session, ran, session.get_inputs()[0].name, session.get_outputs()[0].name)
+    # A model that is given as bytes is ours, and may have more outputs, which are looked into.
+    return Session(session, ran, facts_of(session, name, ours=isinstance(model, bytes)))
 
 
-@dataclass(frozen=True)
-class TensorFacts:
-    """An input or output of a graph: its name, NumPy type, and shape; None for a free dimension."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | None, ...]
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What an ONNX file says of itself: its one input, its one output, its ``metadata_props``."""
-
-    input: TensorFacts
-    output: TensorFacts
-    metadata: Mapping[str, str]
-
-
-def facts_of(session: Session) -> ModelFacts:
-    """Return what the file of a loaded model says of itself."""
-    loaded = session.session
-    metadata = loaded.get_modelmeta().custom_metadata_map
-    return ModelFacts(_facts(loaded.get_inputs()[0]), _facts(loaded.get_outputs()[0]), metadata)
+def _load(source: str | bytes, options: Any, name: str, provider: str, **more: Any) -> Any:
+    try:
+        # Without its fall-back, of which it tells on the standard output: there is no other.
+        return ort.InferenceSession(
+            source, options, providers=[provider], enable_fallback=0, **more
+        )
+    except Exception as error:  # ORT's exceptions share no public base
+        raise BackendError(
+            f"ONNX Runtime {ort.__version__} cannot load {name}: {_reason(error)}",
+            fix="export the bundle again, or update onnxruntime",
+        ) from error
 
 
 def read_facts(model: Path | str) -> ModelFacts:
@@ -140,24 +151,51 @@ def read_facts(model: Path | str) -> ModelFacts:
 
     Raises:
         BackendError: the runtime cannot load it.
+        ModelError: it is no graph of one tensor to another.
     """
     options = _options(1)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # in less time
+    session = _load(os.fspath(model), options, str(model), CPU_PROVIDER)
+    return facts_of(session, str(model))
+
+
+def facts_of(session: Any, where: str, *, ours: bool = False) -> ModelFacts:
+    """Return what the file of an ``InferenceSession`` says of itself.
+
+    Args:
+        session: The session.
+        where: The file, for messages.
+        ours: Whether only the first output counts, of several.
+
+    Raises:
+        ModelError: it is no graph of one tensor to another.
+    """
+    ends = []
     try:
-        session = ort.InferenceSession(os.fspath(model), options, providers=[CPU_PROVIDER])
-    except Exception as error:
-        raise BackendError(
-            f"ONNX Runtime {ort.__version__} cannot load {model}: {first_line(error)}",
-            fix="export the bundle again, or update onnxruntime",
-        ) from error
-    names = session.get_inputs()[0].name, session.get_outputs()[0].name
-    return facts_of(Session(session, CPU_PROVIDER, *names))
+        metadata = session.get_modelmeta().custom_metadata_map
+        tensors = (("input", session.get_inputs()), ("output", session.get_outputs()))
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{where} holds names that are no text", fix="export it again") from error
+    for what, nodes in tensors:
+        kinds = [node.type for node in nodes]
+        if ours and what == "output":
+            kinds = kinds[:1]
+        if len(kinds) != 1 or not kinds[0].startswith("tensor("):
+            shown = ", ".join(kinds[:3]) + (", …" if len(kinds) > 3 else "")
+            raise ModelError(
+                f"{where} has {len(kinds)} {what}s ({shown or 'none'}), a classifier one tensor",
+                fix="export it from its Keras model, or cut the graph",
+            )
+        ends.append(tensor_facts(nodes[0]))
+    image, answers = ends
+    return ModelFacts(image, answers, metadata)
 
 
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 
 
-def _facts(node: Any) -> TensorFacts:
+def tensor_facts(node: Any) -> TensorFacts:
+    """Return what ONNX Runtime says of an input or output."""
     dtype = node.type.removeprefix("tensor(").removesuffix(")")
     shape = tuple(size if isinstance(size, int) else None for size in node.shape)
     return TensorFacts(node.name, _NUMPY_NAMES.get(dtype, dtype), shape)

@@ -17,8 +17,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cnnedge.backends.onnxruntime import CPU_PROVIDER, DISABLED_OPTIMIZERS
+from cnnedge.backends.onnxruntime import CPU_PROVIDER, DISABLED_OPTIMIZERS, tensor_facts
 from cnnedge.errors import BackendError, CnnEdgeError, MissingExtraError, first_line
+from cnnedge.metadata import Ends
 from cnnedge.quiet import import_onnxruntime, native_stderr_aside
 
 import_onnxruntime()  # before anything else loads it, and it talks to its maker
@@ -80,6 +81,7 @@ class GpuSession:
 
     Attributes:
         provider: The provider that really runs it.
+        facts: The graph's input and output.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class GpuSession:
         self._session, self._bound, self._graphs = session, bound, graphs
         self._largest = largest
         (image,), (answers,) = session.get_inputs(), session.get_outputs()
+        self.facts = Ends(tensor_facts(image), tensor_facts(answers))
         self._input, self._output, self._classes = image.name, answers.name, answers.shape[-1]
         self._dtype = np.uint8 if "uint8" in image.type else np.float32
         self._size = tuple(image.shape[1:])

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from cnnedge.errors import BackendError, first_line
+from cnnedge.metadata import Ends, TensorFacts
 from cnnedge.quiet import import_openvino
 
 import_openvino()  # before anything else loads it, and it talks to its maker
@@ -48,6 +49,11 @@ class OpenVinoSession:
             return request.infer([batch], share_inputs=True)[0]
         except Exception as error:  # OpenVINO raises RuntimeError for everything
             raise BackendError(f"OpenVINO cannot run this batch: {first_line(error)}") from error
+
+    @property
+    def facts(self) -> Ends:
+        """The graph's input and output."""
+        return Ends(*(_facts(port) for port in (self.compiled.input(0), self.compiled.output(0))))
 
     def layer_times(self, batch: np.ndarray, calls: int) -> dict[str, float]:
         """Return the mean seconds of each node that was executed, by its name in the graph.
@@ -110,4 +116,12 @@ def open_openvino(
             fix="leave this contestant out",
         )
     provider = f"OpenVINO {openvino.__version__.split('-')[0]} on CPU, floats in {ran}"
+    if (len(compiled.inputs), len(compiled.outputs)) != (1, 1):
+        raise BackendError(f"{model} is no graph of one tensor to another", fix="export it again")
     return OpenVinoSession(compiled, provider, threading.local())
+
+
+def _facts(port: Any) -> TensorFacts:
+    """Return what OpenVINO says of an input or output."""
+    shape = (None if size.is_dynamic else size.get_length() for size in port.partial_shape)
+    return TensorFacts(port.any_name, port.element_type.to_dtype().name, tuple(shape))

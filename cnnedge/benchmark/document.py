@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +15,12 @@ from cnnedge.benchmark.peaks import Peaks, layer_bounds
 from cnnedge.benchmark.pick import pick
 from cnnedge.benchmark.rounds import Collected
 from cnnedge.benchmark.rows import contestant_row
+from cnnedge.benchmark.schema import Result
 from cnnedge.benchmark.suite import ModelEntry, Suite
 from cnnedge.bundle import Bundle, Manifest
 from cnnedge.chance import guessing
-from cnnedge.errors import MALFORMED, BundleError, CnnEdgeError
+from cnnedge.documents import hold, parse_json
+from cnnedge.errors import BundleError, CnnEdgeError
 from cnnedge.machine import Machine
 
 SCHEMA = 1
@@ -33,7 +34,7 @@ def read_result(path: Path | str) -> dict[str, Any]:
         CnnEdgeError: it is missing, no such document, or of another schema.
     """
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = parse_json(Path(path).read_bytes())
     except OSError as error:
         raise CnnEdgeError(f"cannot read {path}: {error.strerror}", fix="check the path") from error
     except ValueError as error:
@@ -44,18 +45,19 @@ def read_result(path: Path | str) -> dict[str, Any]:
         raise CnnEdgeError(f"{path} is no result of `cnnedge bench --json`", fix="give such a file")
     if found.get("schema") != SCHEMA:
         raise CnnEdgeError(
-            f"{path} has schema {found.get('schema')}, this cnnedge reads {SCHEMA}",
+            f"{path} has schema {str(found.get('schema'))[:40]}, this cnnedge reads {SCHEMA}",
             fix="measure again, or use the cnnedge that wrote it",
         )
     try:
-        for model in found["models"]:
-            if "doubt" not in model:  # written before busy machines were noticed
-                _doubt_anew(found, model)
-        found.setdefault("doubt", whole_doubt(found["models"]))
-    except MALFORMED as error:
+        hold(found, Result)
+    except ValueError as error:
         raise CnnEdgeError(
-            f"{path} is no whole result of `cnnedge bench`", fix="measure again"
+            f"{path} is no whole result of `cnnedge bench` ({error})", fix="measure again"
         ) from error
+    for model in found["models"]:
+        if "doubt" not in model:  # written before busy machines were noticed
+            _doubt_anew(found, model)
+    found.setdefault("doubt", whole_doubt(found["models"]))
     return found
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from reprlib import repr
 from typing import Any
 
 from cnnedge.errors import CnnEdgeError
@@ -160,7 +162,7 @@ def _entry(entry: Mapping[str, Any], folder: Path) -> ModelEntry:
     for name in ("bundle", "reference", "image"):
         if name in given:
             given[name] = folder / given[name]
-    if "data" in given and (folder / given["data"]).exists():
+    if "data" in given and os.path.exists(folder / given["data"]):
         given["data"] = str(folder / given["data"])
     return ModelEntry(**given)
 
@@ -185,4 +187,4 @@ def _in_range(name: str, value: float, low: float, high: float) -> None:
 
 
 def _wrong(name: str, value: Any, fix: str) -> CnnEdgeError:
-    return CnnEdgeError(f"suite: {name} = {value!r} cannot be", fix=fix)
+    return CnnEdgeError(f"suite: {name[:80]} = {repr(value)} cannot be", fix=fix)

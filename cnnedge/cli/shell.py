@@ -17,6 +17,7 @@ from cnnedge.errors import CnnEdgeError, GateError, printable
 from cnnedge.files import refuse_special
 from cnnedge.progress import Progress, silent
 
+_LARGEST_SIDE = 9459  # pixels; a square of more is larger than any image that is read
 FAILED, GATE = 1, 3  # 2, usage, is click's own
 # Tasks that advance by images; the others by batches, layers, rounds …
 _PATHS = {"data", "init", "model", "source"}  # which may be the name of a built-in one, too
@@ -216,7 +217,7 @@ def as_size(text: str | None) -> tuple[int, int] | None:
         numbers = [int(part) for part in text.replace("x", ",").split(",")]
     except ValueError:
         numbers = []
-    if len(numbers) not in (1, 2) or any(n < 1 for n in numbers):
+    if len(numbers) not in (1, 2) or not all(1 <= n <= _LARGEST_SIDE for n in numbers):
         raise click.BadParameter(f"{text!r} is no size: give HEIGHT,WIDTH such as 192,160")
     return numbers[0], numbers[-1]
 

@@ -264,7 +264,9 @@ def _show_scenarios(model: Any) -> None:
     on_gpu = [(row["title"], (row["single_stream"] or {}).get("gpu")) for row in rows]
     if any(times for _, times in on_gpu):
         names: tuple[str, ...] = next(tuple(times) for _, times in on_gpu if times)
-        found = [(title, *(f"{times[n]:.3f}" for n in names)) for title, times in on_gpu if times]
+        found = [
+            (title, *(f"{times.get(n, 0):.3f}" for n in names)) for title, times in on_gpu if times
+        ]
         print_table(("on the GPU, medians", *names), found)
     _show_points(rows, "offline", "batch", "offline, images/s at batch", _rate)
     _show_points(rows, "multi_stream", "clients", "multi-stream: clients", _p50_and_rate)
@@ -307,12 +309,15 @@ def _p50_and_rate(point: Any) -> str:
     return f"{point['p50_ms']:.2f} ms, {_rate(point)}/s"
 
 
+_ENDS = ("first_p50_ms", "steady_p50_ms")
+
+
 def _show_endurance(rows: Any) -> None:
     idle = [(row["title"], row["duty_cycle"]) for row in rows if row["duty_cycle"]]
     if idle:
         pause = idle[0][1]["idle_s"]
         table = [
-            (title, f"{d['first_p50_ms']:.2f} ms", f"{d['steady_p50_ms']:.2f} ms")
+            (title, *(None if d[p] is None else f"{d[p]:.2f} ms" for p in _ENDS))
             for title, d in idle
         ]
         print_table((f"after {pause:g} s of idling", "first call", "steady"), table)

@@ -22,7 +22,7 @@ from cnnedge.demo.runtime import FILES, PACKAGE, Runtime
 from cnnedge.errors import BundleError, CnnEdgeError
 from cnnedge.files import atomic_folder
 from cnnedge.runtime.choice import runs_on
-from cnnedge.selftest import INDEX
+from cnnedge.selftest import read_selftest
 
 PAGE = Path(__file__).parent / "page"
 SITE = "site.json"
@@ -171,22 +171,17 @@ def _describe(variant: Variant) -> dict[str, Any]:
 
 def _samples(bundle: Bundle) -> list[tuple[str, dict[str, Any]]]:
     """Return the golden images that a browser reads, with the answer of the Keras reference."""
-    try:
-        index = json.loads(bundle.path(INDEX).read_text(encoding="utf-8"))
-        golden = zip(index["images"], index["answers"]["reference"], strict=True)
-        found = []
-        for entry, answers in golden:
-            best = max(range(len(answers)), key=answers.__getitem__)
-            reference = {
-                "label": bundle.manifest.labels[best],
-                "index": best,
-                "probability": answers[best],
-            }
-            image = bundle.path(str(entry["file"]))
-            if image.suffix.lower() in _IMAGES:
-                found.append((str(entry["file"]), {"reference": reference}))
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        raise BundleError(
-            f"{bundle.origin} holds no self-test ({error})", fix="export it again"
-        ) from error
+    index = read_selftest(bundle)
+    index.answers_of("reference", bundle)
+    found = []
+    for entry, answers in zip(index.images, index.answers["reference"], strict=True):
+        known = [-1.0 if one is None else one for one in answers]
+        best = max(range(len(known)), key=known.__getitem__)
+        reference = {
+            "label": bundle.manifest.labels[best],
+            "index": best,
+            "probability": answers[best],
+        }
+        if Path(entry.file).suffix.lower() in _IMAGES:
+            found.append((entry.file, {"reference": reference}))
     return found

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from cnnedge.errors import MissingExtraError, ModelError, first_line
+from cnnedge.errors import CnnEdgeError, MissingExtraError, ModelError, first_line
 from cnnedge.inspect.formulas import Field, Span, join, output_size, same_padding
 from cnnedge.inspect.table import Inspection, Reading, window_text
 from cnnedge.kind import kind_of
@@ -99,12 +99,19 @@ def read_onnx(path: Path, height: int | None, width: int | None) -> Inspection:
     if not proto.graph.node:
         raise ModelError(f"{path} is not an ONNX file, or has no nodes", fix="export it again")
 
-    walk = _Walk(proto, path)
-    walk.image(height, width)
-    walk.infer_shapes()
-    for node in walk.graph.node:
-        walk.node(node)
-    return walk.reading.finish(proto.graph.name or path.stem, str(path))
+    try:
+        walk = _Walk(proto, path)
+        walk.image(height, width)
+        walk.infer_shapes()
+        for node in walk.graph.node:
+            walk.node(node)
+        return walk.reading.finish(proto.graph.name or path.stem, str(path))
+    except CnnEdgeError:
+        raise
+    except Exception as error:  # whatever sizes and types that cannot be make onnx and NumPy raise
+        raise ModelError(
+            f"{path} says what cannot be ({first_line(error)})", fix="export it again"
+        ) from error
 
 
 class _Walk:

@@ -93,8 +93,8 @@ def _manifest_hash(bundle: Bundle) -> str:
     path = bundle.path(MANIFEST)
     try:
         text = path.read_bytes()
-        same = file_hashes(Manifest.from_json(text.decode())) == file_hashes(bundle.manifest)
-    except (OSError, ValueError, KeyError, TypeError):
+        same = file_hashes(Manifest.from_json(text)) == file_hashes(bundle.manifest)
+    except (OSError, ValueError):
         same = False
     if not same:
         raise BundleError(f"{path} changed since it was opened", fix="package it again")

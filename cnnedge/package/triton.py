@@ -27,7 +27,8 @@ from cnnedge.package.single import check_variant, copy_checked
 from cnnedge.runtime import read_note
 
 if TYPE_CHECKING:
-    from cnnedge.backends.onnxruntime import ModelFacts, TensorFacts
+    from cnnedge.backends.onnxruntime import ModelFacts
+    from cnnedge.metadata import TensorFacts
 
 MAX_BATCH = 8
 QUEUE_DELAY_US = 1000  # about one answer of an AlexNet on a CPU

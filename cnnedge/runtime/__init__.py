@@ -163,7 +163,15 @@ class Classifier:
     def _run(self, batch: np.ndarray) -> np.ndarray:
         if self._normalization is not None:
             batch = normalize(batch, self._normalization)
-        return self._session(batch)
+        answers = self._session(batch)
+        expected = (len(batch), len(self.labels))
+        if answers.shape != expected:
+            raise BackendError(
+                f"{self.variant} gives {list(answers.shape)} answers to {expected[0]} images, and "
+                f"there are {expected[1]} labels",
+                fix="export it again",
+            )
+        return answers
 
     def _answers(self, row: np.ndarray, top: int) -> list[Prediction]:
         return [Prediction(self.labels[i], i, row.item(i)) for i in likeliest(row, top)]

@@ -17,6 +17,7 @@ from cnnedge.errors import BackendError, BundleError, MissingExtraError
 from cnnedge.files import scratch_folder
 from cnnedge.plan import RUNTIMES as PLAN_RUNTIMES
 from cnnedge.plan import TITLES, Here, PlanNote, PlanOptions, differences, same_gpu_model
+from cnnedge.runtime.contract import check_ends
 
 log = logging.getLogger("cnnedge")
 
@@ -71,6 +72,19 @@ class RunSettings:
 def open_variant(bundle: Bundle, variant: Variant, settings: RunSettings | None = None) -> Answer:
     """Load one variant of a bundle; see `load` for what it raises."""
     settings = settings or RunSettings()
+    session = _open(bundle, variant, settings)
+    ends, manifest = getattr(session, "facts", None), bundle.manifest
+    if ends is not None and manifest.labels:  # a single file's were held against its metadata
+        where, labels = str(bundle.origin / variant.file), len(manifest.labels)
+        check_ends(
+            *(ends, manifest.image, labels, where),
+            said_by="the manifest",
+            inputs=(manifest.input,),
+        )
+    return session
+
+
+def _open(bundle: Bundle, variant: Variant, settings: RunSettings) -> Answer:
     if settings.runs_plans:
         return _open_plan(bundle, variant, settings)
     with _graph(bundle, variant) as path:
@@ -263,7 +277,14 @@ def read_note(bundle: Bundle, engine: Engine) -> PlanNote:
         BundleError: it was altered since the bundle was opened, or cannot be read.
     """
     content = _read_checked(bundle, engine.note, engine.note_sha256)
-    return PlanNote.from_json(content.decode("utf-8", "replace"), engine.note)
+    note = PlanNote.from_json(content.decode("utf-8", "replace"), engine.note)
+    said = (note.variant, note.runtime, note.file, note.sha256)
+    if said != (engine.variant, engine.runtime, engine.file, engine.sha256):
+        raise BundleError(
+            f"{bundle.origin / engine.note} is the note of another plan than {engine.file}",
+            fix="build the engine again",
+        )
+    return note
 
 
 def _differences(bundle: Bundle, engine: Engine, here: Here) -> list[str]:

@@ -17,6 +17,7 @@ from cnnedge.files import sha256
 from cnnedge.image import NORMALIZATIONS
 from cnnedge.metadata import About, read_metadata
 from cnnedge.runtime.choice import Choice
+from cnnedge.runtime.contract import check_ends
 from cnnedge.runtime.opening import Answer, RunSettings, onnxruntime_backend, open_variant
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def open_single(path: Path, variant: str | None, settings: RunSettings) -> Singl
     session = None
     if settings.runtime == "cpu":
         session = backend.open_session(path, threads=settings.threads)
-    facts = backend.read_facts(path) if session is None else backend.facts_of(session)
+    facts = backend.read_facts(path) if session is None else session.facts
     about = read_metadata(facts.metadata, str(path))
     check_contract(facts, about, str(path))
     takes_float = facts.input.dtype == "float32"
@@ -108,22 +109,8 @@ def check_contract(facts: ModelFacts, about: About, where: str) -> None:
     Raises:
         ModelError: it is not; the message names what differs.
     """
-    image = about.image
-    size: tuple[int | None, ...] = image.shape
-    if about.any_size:
-        size = (None, None, image.channels)
-    if facts.input.dtype not in {"uint8", "float32"} or facts.input.shape[1:] != size:
-        raise ModelError(
-            f"{where} takes {facts.input.dtype} {list(facts.input.shape)}, and its metadata says "
-            f"an image of {'×'.join('any' if n is None else str(n) for n in size)}",
-            fix="package the bundle again",
-        )
-    if facts.output.shape[1:] != (len(about.labels),):
-        raise ModelError(
-            f"{where} gives {list(facts.output.shape)}, and its metadata names "
-            f"{len(about.labels)} labels",
-            fix="package the bundle again",
-        )
+    labels = len(about.labels)
+    check_ends(facts, about.image, labels, where, said_by="its metadata", any_size=about.any_size)
 
 
 def _check_source(path: Path, about: About) -> None:

@@ -31,9 +31,9 @@ def note(runtime="tensorrt", **fields):
         runtime=runtime,
         library="10.9.0" if runtime == "tensorrt" else "1.7.1.116",
         file=f"engines/fp16.{runtime}.plan",
-        sha256="p" * 64,
+        sha256="e" * 64,
         bytes=4,
-        onnx_sha256="o" * 64,
+        onnx_sha256="0" * 64,
         calibration_sha256=None,
         compute_capabilities=("8.9",) if runtime == "tensorrt" else (),
         gpu={"name": "RTX 4090", "driver": "13.0"} if runtime == "tensorrt" else None,
@@ -46,7 +46,7 @@ def here(library="10.9.0", cc="8.9", gpu="RTX 4090", driver="13.0"):
     return Here(library, cc, gpu, driver)
 
 
-def found(a_note, a_machine, onnx="o" * 64):
+def found(a_note, a_machine, onnx="0" * 64):
     return differences(a_note, a_machine, onnx)
 
 
@@ -58,9 +58,9 @@ def test_a_plan_fits_the_machine_it_was_built_on():
 @pytest.mark.parametrize(
     ("machine", "onnx", "says"),
     [
-        (here(library="10.10.0"), "o" * 64, "built by TensorRT 10.9.0, and 10.10.0 is installed"),
-        (here(cc="8.7", gpu="Orin"), "o" * 64, r"8\.9, and this GPU \(Orin\) has 8\.7"),
-        (here(driver="12.8"), "o" * 64, r"driver for CUDA 13\.0, and this one supports 12\.8"),
+        (here(library="10.10.0"), "0" * 64, "built by TensorRT 10.9.0, and 10.10.0 is installed"),
+        (here(cc="8.7", gpu="Orin"), "0" * 64, r"8\.9, and this GPU \(Orin\) has 8\.7"),
+        (here(driver="12.8"), "0" * 64, r"driver for CUDA 13\.0, and this one supports 12\.8"),
         (here(), "x" * 64, "built from another fp16 ONNX file"),
     ],
     ids=["library", "gpu", "driver", "onnx"],

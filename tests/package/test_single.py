@@ -204,7 +204,7 @@ def test_another_tools_onnx_is_refused(toy_bundle, tmp_path):
     ("key", "value", "why"),
     [
         ("cnnedge.labels", '["a", "b"]', "names 2 labels"),
-        ("cnnedge.labels", "[1, 2]", "no list of texts"),
+        ("cnnedge.labels", "[1, 2]", "expected str, got int"),
         ("cnnedge.labels", "[", "cannot be read"),
         ("cnnedge.labels", "[" * 200_000, "cannot be read"),
         ("cnnedge.image", '{"height": 8, "width": 8}', "an image of 8×8×3"),

@@ -24,6 +24,7 @@ from cnnedge.backends.gpu import Gpu
 from cnnedge.backends.tensorrt.library import Library, Messages
 from cnnedge.errors import BackendError
 from cnnedge.files import atomic_path
+from cnnedge.metadata import Ends, TensorFacts
 from cnnedge.plan import Profile
 from cnnedge.result import GpuTimes
 
@@ -57,6 +58,7 @@ class PlanSession:
     Attributes:
         provider: The library that runs it, with its version.
         graphs: Whether calls replay a CUDA graph.
+        facts: The plan's input and output.
     """
 
     def __init__(
@@ -88,6 +90,10 @@ class PlanSession:
         self._out_type = np.dtype(nptype(engine.get_tensor_dtype(self._output)))
         self._in_size = tuple(engine.get_tensor_shape(self._input))[1:]
         self._out_size = tuple(engine.get_tensor_shape(self._output))[1:]
+        self.facts = Ends(
+            TensorFacts(self._input, str(self._in_type), (None, *self._in_size)),
+            TensorFacts(self._output, str(self._out_type), (None, *self._out_size)),
+        )
         self._stream = gpu.stream()
         self._events = [gpu.event() for _ in range(4)]
         self._largest = max(profile.largest for profile in self._profiles)
