@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from dataclasses import asdict, dataclass
@@ -123,14 +122,16 @@ def this_machine() -> Machine:
 
 def tool_versions() -> dict[str, str]:
     """Return the versions of what is installed of the packages that cnnedge works with."""
+    from importlib import metadata  # it costs as much as a document's types do
+
     from cnnedge import __version__
 
     versions = {"cnnedge": __version__, "python": platform.python_version()}
     for names in DISTRIBUTIONS.values():
         for name in names:
             try:
-                versions[name] = importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:
+                versions[name] = metadata.version(name)
+            except metadata.PackageNotFoundError:
                 continue
             break
     return versions
