@@ -153,7 +153,8 @@ def test_a_model_that_answers_so_is_not_exported(three, tmp_path):
     path = saved(tmp_path / "m.keras", change)
     ran = export(path, three, tmp_path / "out")
     assert ran.exit_code == 1
-    (line,) = ran.stderr.splitlines()
+    data, line = ran.stderr.splitlines()
+    assert data == "30 images, 3 classes"
     assert "the model itself" in line
     assert "head/bias" in line
     assert ".png" in line
