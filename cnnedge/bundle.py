@@ -126,8 +126,9 @@ def open_bundle(root: Path | str, *, manifest_sha256: str | None = None) -> Bund
     if not root.is_file():
         signed = manifest_sha256 is not None
         return Bundle(root, _read_checked_manifest(root, root, manifest_sha256), signed=signed)
-    if not is_archive(root):
-        what = f"{root} is {kind_of(root)}, neither a bundle's folder nor a zip archive of one"
+    found = kind_of(root)
+    if not is_archive(root) or found == "a Keras model":  # which is a zip archive too
+        what = f"{root} is {found}, neither a bundle's folder nor a zip archive of one"
         raise BundleError(what, fix="give the bundle that it belongs to")
     unpacked = unpack(root, MANIFEST, UNLISTED, lambda text: file_sizes(_parse(text, root)))
     try:
