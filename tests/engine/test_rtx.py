@@ -314,7 +314,7 @@ def test_export_builds_engines_too(toy_file, tmp_path):
 def test_a_kill_in_mid_build_leaves_the_bundle(bundle_copy):
     """Killed while the library builds: nothing is listed that is not whole."""
     code = (
-        "import os, cnnedge.bundle as b\n"
+        "import os, cnnedge.change as b\n"
         "from cnnedge.engine import build_engines\n"
         "b.write_text = lambda *a: os._exit(9)\n"
         f"build_engines({str(bundle_copy)!r}, 'rtx', variants=['fp16'])\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from cnnedge.backends.tensorrt.layers import (
     read_log,
 )
 from cnnedge.backends.tensorrt.library import Library, Messages
-from cnnedge.errors import BackendError
+from cnnedge.errors import BackendError, one_line
 from cnnedge.plan import PlanOptions, Profile
 
 
@@ -108,7 +109,7 @@ def _targets(library: Library, options: PlanOptions, gpu: GpuFacts | None) -> tu
 
 
 def _failure(library: Library, messages: Messages, options: PlanOptions, onnx: Path) -> Exception:
-    said = messages.tell()
+    said = _in_short(messages.tell(), 140)
     if any("OutOfMemory" in e or "out of memory" in e.lower() for e in messages.errors):
         limit = options.workspace_bytes
         of = "" if limit is None else f" under the limit of {limit:,} bytes"
@@ -219,6 +220,18 @@ def _weight_bytes(library: Library, engine: Any, messages: Messages) -> int | No
     return int(engine.get_engine_stat(statistics.TOTAL_WEIGHTS_SIZE))
 
 
+# Where in its own source a library stands tells nobody what to do, and takes up the line.
+_PLACES = re.compile(
+    r"\bI\w+::\w+: |[\[(]*\w+\.(?:cpp|h|cu):\d+(?:: \w+)?[\])]* ?"
+    r"|\.? ?In \w+ at [\w/.]+:\d+"
+)
+
+
+def _in_short(said: str, most: int) -> str:
+    """Return what the library says, in so many characters, without where in its source it is."""
+    return one_line(_PLACES.sub("", said), most)
+
+
 def _refusal(library: Library, parser: Any, onnx: Path, causes: Mapping[str, str]) -> BackendError:
     """Name the node that a parser refused, why, and what about it in our graph is the cause."""
     errors = [parser.get_error(i) for i in range(parser.num_errors)]
@@ -227,10 +240,10 @@ def _refusal(library: Library, parser: Any, onnx: Path, causes: Mapping[str, str
     first = errors[0]
     node, operator = first.node_name(), first.node_operator()
     where = f"the node {node!r} ({operator})" if node else "the model"
-    said = " ".join(first.desc().split())
+    said = _in_short(first.desc(), 110)
     cause = causes.get(node)
     return BackendError(
         f"{library.title} refuses {where} of {onnx.name}: {said}"
         + (f"; cause: {cause}" if cause else ""),
-        fix="choose another --variant, or leave that layer out of it",
+        fix=None if cause else "choose another --variant, or leave that layer out of it",
     )
