@@ -388,7 +388,10 @@ def judge(
             f"({precision} may differ by {limit:.1e})",
         )
     if not trained:
-        return Verdict("not judged", "the weights are random, so accuracy means nothing yet")
+        return Verdict(
+            "not judged",
+            "the weights are random, or the images not the model's own: accuracy means nothing",
+        )
     if guessing is not None:
         return Verdict("not judged", f"the model itself is no better than guessing: {guessing}")
     low, high = comparison.interval
