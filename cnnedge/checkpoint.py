@@ -150,16 +150,20 @@ def require_same(path: Path, found: Mapping[str, Any], run: Mapping[str, Any]) -
         ModelError: they differ; the message names in what.
     """
     found, asked = dict(found), json.loads(json.dumps(run, default=str))
-    differing = [
-        f"{name} ({_short(found.get(name))} there, {_short(asked.get(name))} now)"
-        for name in found | asked
-        if found.get(name) != asked.get(name)
-    ]
+    differing = [name for name in found | asked if found.get(name) != asked.get(name)]
+    if len(differing) <= _TOLD:
+        differing = [
+            f"{name} ({_short(found.get(name))} there, {_short(asked.get(name))} now)"
+            for name in differing
+        ]
     if differing:
         raise ModelError(
             f"the checkpoint {path} is of another run, with another {', another '.join(differing)}",
             fix="resume with the same data and options, or start again without --resume",
         )
+
+
+_TOLD = 2  # that fit into a line with what they were
 
 
 def _short(value: Any) -> str:

@@ -204,7 +204,7 @@ def test_a_broken_file_is_named(tmp_path, content, message, recwarn):
 def test_what_is_no_file_is_named(tmp_path):
     with pytest.raises(ImageError, match=r"no image .*nowhere\.png"):
         decode(tmp_path / "nowhere.png")
-    with pytest.raises(ImageError, match="Is a directory"):
+    with pytest.raises(ImageError, match="is a folder, and no image file"):
         decode(tmp_path)
 
 

@@ -112,7 +112,8 @@ def test_who_stops_it_is_told_how_to_go_on(toy_bundle, photos, tmp_path, signal)
     arguments = ["verify", str(toy_bundle.root), "--data", str(photos), "--json"]
     done, _ = run(arguments, tmp_path / "count", deadly=80, signal=signal)
     assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
+    data, line = done.stderr.splitlines()
+    assert data.endswith(" classes")
     assert line.startswith("error: interrupted; ")
     assert line.endswith(f" of {TESTED} images are done and kept, --resume goes on")
 
@@ -133,7 +134,7 @@ def stop(*arguments, **options):
 @pytest.mark.usefixtures("eager")
 def test_another_bundle_reference_or_limit_is_refused(bundle_copy, digits):
     stop(bundle_copy, digits)
-    with pytest.raises(ModelError, match=r"another test images .*another number of images"):
+    with pytest.raises(ModelError, match=r"another test images.*another number of images"):
         verify_bundle(bundle_copy, digits, limit=40, resume=True)
     given = {"reference": lambda x: np.eye(10, dtype=np.float32)[[0] * len(x)]}
     with pytest.raises(ModelError, match=r"another reference \(recorded there, one now\)"):

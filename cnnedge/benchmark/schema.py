@@ -254,7 +254,7 @@ class Image(Struct, kw_only=True):
 class Examples(Struct, kw_only=True):
     """The images that are shown."""
 
-    truth: dict[str, Count] = field(default_factory=dict)
+    truth: dict[str, str | Count] = field(default_factory=dict)
     thumbnails: dict[str, str] = field(default_factory=dict)
 
 

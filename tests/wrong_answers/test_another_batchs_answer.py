@@ -33,7 +33,7 @@ class Provider:
         return [SimpleNamespace(name="image", type="tensor(uint8)", shape=["N", *SIZE])]
 
     def get_outputs(self):
-        return [SimpleNamespace(name="probabilities", shape=["N", 1])]
+        return [SimpleNamespace(name="probabilities", type="tensor(float)", shape=["N", 1])]
 
     def io_binding(self):
         bound = {}
