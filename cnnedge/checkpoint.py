@@ -152,10 +152,7 @@ def require_same(path: Path, found: Mapping[str, Any], run: Mapping[str, Any]) -
     found, asked = dict(found), json.loads(json.dumps(run, default=str))
     differing = [name for name in found | asked if found.get(name) != asked.get(name)]
     if len(differing) <= _TOLD:
-        differing = [
-            f"{name} ({_short(found.get(name))} there, {_short(asked.get(name))} now)"
-            for name in differing
-        ]
+        differing = [_differing(name, found.get(name), asked.get(name)) for name in differing]
     if differing:
         raise ModelError(
             f"the checkpoint {path} is of another run, with another {', another '.join(differing)}",
@@ -166,6 +163,12 @@ def require_same(path: Path, found: Mapping[str, Any], run: Mapping[str, Any]) -
 _TOLD = 2  # that fit into a line with what they were
 
 
+def _differing(name: str, there: Any, now: Any) -> str:
+    if isinstance(there, list | dict) or isinstance(now, list | dict):
+        return name  # a list does not fit into a line
+    return f"{name} ({_short(there)} there, {_short(now)} now)"
+
+
 def _short(value: Any) -> str:
     text = str(value)
-    return text if len(text) <= 40 else f"{text[:12]}…"
+    return text if len(text) <= 24 else f"{text[:12]}…"
