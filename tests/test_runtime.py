@@ -225,6 +225,17 @@ def test_what_goes_wrong_is_said(toy_bundle, tmp_path):
         session(np.zeros((1, 5, 5, 3), np.uint8))
 
 
+def test_a_closed_classifier_says_so(toy_bundle):
+    image = toy_bundle.path("selftest/golden-00.png")
+    with cnnedge.load(toy_bundle.root) as classify:
+        assert classify(image)
+    for call in (classify, lambda image: classify.batch([image])):
+        with pytest.raises(BackendError, match="the classifier is closed; load the bundle again"):
+            call(image)
+    classify.close()
+    assert classify.provider == "CPUExecutionProvider"
+
+
 def test_a_silent_fall_back_is_an_error(toy_bundle, monkeypatch):
     model = toy_bundle.path("model.fp32.onnx")
     with pytest.raises(BackendError, match="is built without NoSuchExecutionProvider"):

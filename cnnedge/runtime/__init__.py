@@ -70,6 +70,7 @@ class Classifier:
         labels: The classes, in the order of the probabilities.
         image: The image contract.
         choice: The variant that runs, and why this one.
+        provider: What really runs it: an ONNX Runtime provider, or a library with its version.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Classifier:
     ) -> None:
         self._session = session
         self._normalization = normalization  # set where the graph takes float32
+        self.provider = str(getattr(session, "provider", "?"))
         self.choice = choice
         self.labels = tuple(labels)
         self.image = image
@@ -90,11 +92,6 @@ class Classifier:
     def variant(self) -> str:
         """The name of the variant that runs."""
         return self.choice.variant.name
-
-    @property
-    def provider(self) -> str:
-        """What really runs it: an ONNX Runtime provider, or a library with its version."""
-        return str(getattr(self._session, "provider", "?"))
 
     def __call__(self, image: Any, *, top: int = 5) -> list[Prediction]:
         """Classify one image: a path, bytes, an open file, an array or a Pillow image.
@@ -105,7 +102,8 @@ class Classifier:
 
         Raises:
             ImageError: the image cannot be decoded; the message names it.
-            BackendError: the model answers it with NaN or infinity, or the runtime refuses it.
+            BackendError: the model answers it with NaN or infinity, the runtime refuses it, or the
+                classifier is closed.
         """
         # A view of the image's own pixels: stacking would copy them.
         pixels = np.ascontiguousarray(to_tensor(image, self.image))
@@ -151,6 +149,20 @@ class Classifier:
             raise self._no_number(images, int(np.argmin(finite.all(axis=1))))
         return answers
 
+    def close(self) -> None:
+        """Give back what the runtime holds, such as memory of a GPU; any later call is an error.
+
+        A call that runs in another thread comes to its end. Closing twice does nothing.
+        """
+        session, self._session = self._session, _closed
+        getattr(session, "close", lambda: None)()
+
+    def __enter__(self) -> Classifier:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
     def _no_number(self, images: Sequence[Any] | np.ndarray, index: int) -> BackendError:
         image = name_of(images[index])
         if len(images) > 1:
@@ -178,6 +190,10 @@ class Classifier:
 
     def __repr__(self) -> str:
         return f"<Classifier {self.variant}: {len(self.labels)} classes; {self.choice.reason}>"
+
+
+def _closed(batch: np.ndarray) -> np.ndarray:
+    raise BackendError("the classifier is closed", fix="load the bundle again")
 
 
 def likeliest(row: np.ndarray, top: int) -> list[int]:

@@ -57,6 +57,7 @@ def machine(monkeypatch, bundle_copy):
 
         monkeypatch.setattr("cnnedge.backends.tensorrt.open_library", library)
         monkeypatch.setattr("cnnedge.backends.gpu.open_gpu", lambda: gpu)
+        become.cuda = cuda
         return module
 
     return become
@@ -113,6 +114,15 @@ def test_it_is_loaded_and_answers(planned, digits):
     np.testing.assert_allclose(
         classify.probabilities(images), on_cpu.probabilities(images), atol=1e-6
     )
+
+
+def test_a_closed_classifier_holds_nothing_of_the_gpu(planned, machine):
+    root, runtime, _ = planned
+    before = set(machine.cuda.memory)
+    with cnnedge.load(root, runtime=runtime) as classify:
+        classify(root / "selftest/golden-00.png")
+        assert set(machine.cuda.memory) > before
+    assert set(machine.cuda.memory) == before
 
 
 def test_verify_and_bench_run_it(planned, digits):

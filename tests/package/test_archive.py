@@ -27,7 +27,7 @@ import cnnedge
 from cnnedge import archive as reading
 from cnnedge.bundle import MANIFEST, Manifest, Variant, describe_files, open_bundle
 from cnnedge.change import put_engine
-from cnnedge.errors import BundleError, CnnEdgeError
+from cnnedge.errors import BackendError, BundleError, CnnEdgeError
 from cnnedge.files import sha256
 from cnnedge.image import ImageContract
 from cnnedge.package.archive import write_archive
@@ -109,6 +109,11 @@ def test_it_answers_as_the_folder_does(toy_bundle, tmp_path, temporary, digits):
     images = [digits.test.items[i] for i in range(16)]
     np.testing.assert_array_equal(classify.probabilities(images), folder.probabilities(images))
     assert list(temporary.iterdir()) == []  # the session has read what it needs
+    with classify:
+        pass
+    with pytest.raises(BackendError, match="closed"):
+        classify(images[0])
+    assert list(temporary.iterdir()) == []
 
 
 def test_the_folder_goes_with_the_bundle(tiny, temporary):
