@@ -66,6 +66,10 @@ class BackendError(CnnEdgeError):
     """A runtime refused a model, or did something other than what was asked."""
 
 
+class ProcessEnded(BackendError):  # noqa: N818 - it says what happened
+    """The process that ran a model is gone: it ended, or was ended since it did not answer."""
+
+
 class GateError(CnnEdgeError):
     """A result was obtained, and it does not meet what was asked of it (exit code 3)."""
 

@@ -20,7 +20,7 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from cnnedge.benchmark.contestants import Contestant
-from cnnedge.errors import BackendError
+from cnnedge.errors import BackendError, ProcessEnded
 
 PATIENCE = 600.0  # seconds that a process may be silent beyond what it was asked to take
 
@@ -33,6 +33,7 @@ class Link(Protocol):
 
         Raises:
             BackendError: it failed; the message is one line.
+            ProcessEnded: its process is gone, and nothing more can be asked of it.
         """
 
     def close(self) -> None:
@@ -93,7 +94,7 @@ class Process:
             self._process.stdin.flush()
             answer = json.loads(self._line(PATIENCE + float(arguments.get("seconds", 0.0))))
         except (BrokenPipeError, EOFError) as error:
-            raise BackendError(f"{self._name}: {self._last_words()}") from error
+            raise ProcessEnded(f"{self._name}: {self._last_words()}") from error
         if "error" in answer:
             raise BackendError(f"{self._name}: {answer['error']}")
         return answer["result"]
@@ -118,7 +119,7 @@ class Process:
             while b"\n" not in self._left:
                 if not selector.select(max(0.0, deadline - time.monotonic())):
                     self._process.kill()
-                    raise BackendError(f"{self._name}: it did not answer for {timeout:.0f} s")
+                    raise ProcessEnded(f"{self._name}: it did not answer for {timeout:.0f} s")
                 found = os.read(self._process.stdout.fileno(), 1 << 16)
                 if not found:
                     raise EOFError

@@ -18,7 +18,7 @@ from cnnedge.benchmark.process import Link, Process
 from cnnedge.benchmark.station import WARM_UP
 from cnnedge.benchmark.statistics import block_medians, flatten, unpaired_ratio
 from cnnedge.benchmark.suite import Suite
-from cnnedge.errors import BackendError
+from cnnedge.errors import BackendError, ProcessEnded
 from cnnedge.progress import Progress, silent
 from cnnedge.result import FEWEST_SAMPLES, GpuTimes
 
@@ -201,7 +201,7 @@ def _ask(
     except BackendError as error:
         why = str(error).removeprefix(f"{name}: ")
         one.notes[scenario] = why
-        if "its process was" in why or "did not answer" in why:
+        if isinstance(error, ProcessEnded):
             one.error = f"{scenario}: {why}"
         return None
 

@@ -17,7 +17,7 @@ from fake_runtime import answers_of
 from cnnedge.benchmark.contestants import Contestant
 from cnnedge.benchmark.process import Process, call
 from cnnedge.benchmark.worker import peak_mib
-from cnnedge.errors import BackendError
+from cnnedge.errors import BackendError, ProcessEnded
 
 SHAPE = (8, 8, 3)
 
@@ -104,21 +104,21 @@ def test_a_process_that_dies_leaves_its_last_words(hold):
     process = hold(dies_at=6)
     with pytest.raises(BackendError, match="ended with code 11: Segmentation fault, it said"):
         process.ask("block", seconds=5.0)
-    with pytest.raises(BackendError, match="its process was"):
+    with pytest.raises(ProcessEnded, match="its process was"):
         process.ask("memory")
 
 
 def test_a_killed_process_is_named(hold):
     process = hold()
     os.kill(process._process.pid, signal.SIGKILL)
-    with pytest.raises(BackendError, match="killed by signal 9"):
+    with pytest.raises(ProcessEnded, match="killed by signal 9"):
         process.ask("block", seconds=1.0)
 
 
 def test_one_that_hangs_is_ended(hold, monkeypatch):
     process = hold()
     monkeypatch.setattr("cnnedge.benchmark.process.PATIENCE", 0.5)  # it may open at its leisure
-    with pytest.raises(BackendError, match="did not answer"):
+    with pytest.raises(ProcessEnded, match="did not answer"):
         process.ask("after_idling", idle=60.0, times=1)
     process._process.wait(10)
 

@@ -12,7 +12,7 @@ from cnnedge.benchmark.contestants import Contestant
 from cnnedge.benchmark.rounds import BLOCKS, SWEEPS, Target, hold_rounds
 from cnnedge.benchmark.station import Station
 from cnnedge.benchmark.suite import SCENARIOS, ModelEntry, Suite
-from cnnedge.errors import BackendError
+from cnnedge.errors import BackendError, ProcessEnded
 from cnnedge.image import ImageContract
 
 SHAPE = (8, 8, 3)
@@ -28,7 +28,9 @@ class FakeLink:
     def ask(self, do, **arguments):
         self.log.append((self.name, do))
         if do in self.fails:
-            raise BackendError(f"{self.name}: {self.fails[do]}")
+            failure = self.fails[do]
+            kind = BackendError if isinstance(failure, str) else type(failure)
+            raise kind(f"{self.name}: {failure}")
         if do == "memory":
             return {"peak_mib": 100.0, "before_mib": 50.0}
         if do == "profile":
@@ -185,13 +187,22 @@ def test_loads_are_not_offered_where_the_own_rate_is_not_known():
 
 def test_a_process_that_dies_is_not_asked_again():
     stage = Stage(a=0.01, b=0.02)
-    stage.fails = {"a": {"block": "its process was killed by signal 9"}}
+    stage.fails = {"a": {"block": ProcessEnded("its process was killed by signal 9")}}
     a, b = stage.run(("single-stream", "offline"), rounds=2)
     assert a.error == "single-stream: its process was killed by signal 9"
     assert sum(entry == ("a", "block") for entry in stage.log) == 1
     assert sum(entry == ("a", "open") for entry in stage.log) == 1
     assert b.offline
     assert ("a", "close") in stage.log
+
+
+def test_what_an_error_says_does_not_decide_whether_the_process_is_gone():
+    stage = Stage(a=0.01)
+    stage.fails = {"a": {"clients": "the accelerator did not answer"}}
+    (a,) = stage.run(("single-stream", "multi-stream", "offline"), rounds=1)
+    assert a.notes == {"multi-stream": "the accelerator did not answer"}
+    assert a.error is None
+    assert a.offline
 
 
 def test_processes_are_closed_whatever_happens():
