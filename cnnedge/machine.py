@@ -124,7 +124,7 @@ def tool_versions() -> dict[str, str]:
     """Return the versions of what is installed of the packages that cnnedge works with."""
     from importlib import metadata  # it costs as much as a document's types do
 
-    from cnnedge import __version__
+    from cnnedge.version import __version__
 
     versions = {"cnnedge": __version__, "python": platform.python_version()}
     for names in DISTRIBUTIONS.values():

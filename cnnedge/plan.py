@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from msgspec import Meta
 
@@ -19,7 +19,6 @@ from cnnedge.errors import BundleError, CnnEdgeError
 
 SCHEMA = 1
 FOLDER = "engines"
-PlanRuntime = Literal["tensorrt", "rtx"]
 RUNTIMES = ("tensorrt", "rtx")
 RuntimeName = Annotated[str, Meta(pattern=r"\A(tensorrt|rtx)\Z")]
 LARGEST_BATCH = 65536

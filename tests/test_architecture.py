@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "cnnedge"
 # Ground floor first; a module may import from its own floor and below, steps not from each other.
 FLOORS = [
-    {"errors", "kind", "partial", "progress", "quiet"},
+    {"version", "errors", "kind", "partial", "progress", "quiet"},
     {
         "archive",
         "chance",
@@ -111,6 +111,12 @@ def test_every_public_name_is_found():
         assert getattr(cnnedge, name) is not None
     with pytest.raises(AttributeError, match="no_such"):
         _ = cnnedge.no_such
+
+
+@pytest.mark.parametrize("path", [p for p in PACKAGE.rglob("*.py") if "__all__" in p.read_text()])
+def test_what_a_module_offers_is_there(path):
+    name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+    exec(f"from {name.removesuffix('.__init__')} import *", {})
 
 
 @pytest.fixture(scope="module")

@@ -36,10 +36,7 @@ _BOILERPLATE = re.compile(
 
 def _reason(error: Exception) -> str:
     """Return why ONNX Runtime loads a file not, without its codes and its sources' file names."""
-    text = re.sub(
-        r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from \S+ failed: *", "", str(error)
-    )
-    return first_line(ValueError(re.sub(r"/onnxruntime_src/\S+ ", "", text)))
+    return first_line(ValueError(_BOILERPLATE.sub("", str(error))))
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from typing import Any
 
 import click
 
-from cnnedge import __version__
 from cnnedge.errors import CnnEdgeError, GateError, printable
 from cnnedge.files import refuse_special
 from cnnedge.progress import Progress, silent
+from cnnedge.version import __version__
 
 _LARGEST_SIDE = 9459  # pixels; a square of more is larger than any image that is read
 FAILED, GATE = 1, 3  # 2, usage, is click's own

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cnnedge import __version__
 from cnnedge.checkpoint import run_of
 from cnnedge.compress.budget import require_reachable, steps_of
 from cnnedge.compress.channels import map_channels
@@ -43,6 +42,7 @@ from cnnedge.files import require_keras_file, require_space, require_writable
 from cnnedge.progress import Progress, silent
 from cnnedge.quiet import require_training_packages
 from cnnedge.result import Comparison, compare, require_finite
+from cnnedge.version import __version__
 
 if TYPE_CHECKING:
     from cnnedge.backends.keras import ModelNote

@@ -16,13 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cnnedge import __version__
 from cnnedge.bundle import Bundle, Variant
 from cnnedge.demo.runtime import FILES, PACKAGE, Runtime
 from cnnedge.errors import BundleError, CnnEdgeError
 from cnnedge.files import atomic_folder
 from cnnedge.runtime.choice import runs_on
 from cnnedge.selftest import read_selftest
+from cnnedge.version import __version__
 
 PAGE = Path(__file__).parent / "page"
 SITE = "site.json"

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from cnnedge import __version__
 from cnnedge.export.layout import NHWC_TO_NCHW
 from cnnedge.export.trace import layer_in
 from cnnedge.graph.edit import (
@@ -27,6 +26,7 @@ from cnnedge.graph.edit import (
 from cnnedge.head import LOGITS
 from cnnedge.image import NORMALIZATIONS, ImageContract
 from cnnedge.metadata import META_IMAGE, META_LABELS, META_MODEL, META_VERSION
+from cnnedge.version import __version__
 
 INPUT = "image"
 OUTPUT = "probabilities"

@@ -8,7 +8,7 @@ brought up to date batch by batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -335,9 +335,3 @@ def _check(
                 f"{value_range[0]:g} to {value_range[1]:g} that inference gives",
                 fix="calibrate on images normalized exactly as for inference",
             )
-
-
-def split_batches(images: np.ndarray, size: int = BATCH_SIZE) -> Iterator[np.ndarray]:
-    """Yield an array of images in batches; the last one may be smaller."""
-    for start in range(0, len(images), size):
-        yield images[start : start + size]

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cnnedge import __version__
 from cnnedge.chance import against_chance
 from cnnedge.checkpoint import remove_checkpoint
 from cnnedge.data import Dataset
@@ -30,11 +29,12 @@ from cnnedge.train.checkpoint import State, read_state, write_state
 from cnnedge.train.history import EpochReport, best_epoch, draw_history, write_history
 from cnnedge.train.learner import Learner, precision
 from cnnedge.train.plateau import AGAIN, Blind, describe_retry, findings, start_again
+from cnnedge.version import __version__
 
 if TYPE_CHECKING:
     from cnnedge.backends.keras import ModelNote
 
-__all__ = ["EpochReport", "TrainOptions", "TrainResult", "train"]
+__all__ = ["EpochReport", "TrainOptions", "TrainResult", "train_model"]
 
 # Adam's: VGG is deeper and, like AlexNet here, has no batch normalisation to keep it in bounds.
 LEARNING_RATES = {"alexnet": 3e-4, "vgg": 1e-4}
