@@ -130,22 +130,66 @@ def hold_rounds(
     for number in range(suite.rounds):
         before_a_round()
         with _alive(every, start or in_a_process, shuffled, steps) as links:
-            _single_stream(every, links, suite, shuffled, steps)
-            for one in _running(every, links):  # before profiles and the like load it again
-                one.memory.append(_ask(one, links, "memory", "memory") or {})
+            this = Round(every, links, target, suite, shuffled)
+            _single_stream(this, steps)
+            for one in this.running():  # before profiles and the like load it again
+                one.memory.append(this.ask(one, "memory", "memory") or {})
             if "offline" in suite.scenarios:
-                _offline(every, links, suite, shuffled)
+                _offline(this)
                 steps()
             if number == suite.rounds - 1:
-                _other_scenarios(every, links, target, suite, shuffled, steps)
+                for scenario in suite.scenarios:
+                    if scenario in _SCENARIOS:
+                        _SCENARIOS[scenario](this)
+                        steps()
                 if at_the_end is not None:
-                    at_the_end(
-                        {
-                            one.contestant.name: links[one.contestant.name]
-                            for one in _running(every, links)
-                        }
-                    )
+                    names = [one.contestant.name for one in this.running()]
+                    at_the_end({name: links[name] for name in names})
     return every
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round while its processes run.
+
+    Attributes:
+        every: All contestants, with what each has shown so far.
+        links: Those whose process could be started, by name.
+        target: What all are given.
+        suite: What to measure.
+        shuffled: Decides in which order they take their turns.
+    """
+
+    every: Sequence[Collected]
+    links: Mapping[str, Link]
+    target: Target
+    suite: Suite
+    shuffled: random.Random
+
+    def running(self) -> list[Collected]:
+        """Return whoever still runs, in the order of the tables."""
+        started = [one for one in self.every if one.contestant.name in self.links]
+        return [one for one in started if one.error is None]
+
+    def in_turn(self, sweeps: int = 1) -> Iterator[Collected]:
+        """Yield whoever still runs, so many times, each time in another order."""
+        for _ in range(sweeps):
+            yield from _shuffled(self.running(), self.shuffled)
+
+    def ask(
+        self, one: Collected, scenario: str, do: str, **arguments: Any
+    ) -> dict[str, Any] | None:
+        """Ask for something; where it fails, note why under the scenario, and return None."""
+        if scenario in one.notes or one.error is not None:
+            return None
+        name = one.contestant.name
+        try:
+            return self.links[name].ask(do, **arguments)
+        except BackendError as error:
+            one.notes[scenario] = str(error).removeprefix(f"{name}: ")
+            if isinstance(error, ProcessEnded):
+                one.error = f"{scenario}: {one.notes[scenario]}"
+            return None
 
 
 class _Steps:
@@ -185,47 +229,20 @@ def _alive(
             link.close()
 
 
-def _running(every: list[Collected], links: Mapping[str, Link]) -> list[Collected]:
-    return [one for one in every if one.contestant.name in links and one.error is None]
-
-
-def _ask(
-    one: Collected, links: Mapping[str, Link], scenario: str, do: str, **arguments: Any
-) -> dict[str, Any] | None:
-    """Ask for something; where it fails, note why under the scenario, and return None."""
-    if scenario in one.notes or one.error is not None:
-        return None
-    name = one.contestant.name
-    try:
-        return links[name].ask(do, **arguments)
-    except BackendError as error:
-        why = str(error).removeprefix(f"{name}: ")
-        one.notes[scenario] = why
-        if isinstance(error, ProcessEnded):
-            one.error = f"{scenario}: {why}"
-        return None
-
-
-def _single_stream(
-    every: list[Collected],
-    links: Mapping[str, Link],
-    suite: Suite,
-    shuffled: random.Random,
-    steps: _Steps,
-) -> None:
-    running = _running(every, links)
+def _single_stream(this: Round, steps: _Steps) -> None:
+    suite, running = this.suite, this.running()
     for one in running:
         asked = {"batch": suite.batch, "least": WARM_UP}
-        one.warm_ups.append(_ask(one, links, "warm-up", "warm_up", **asked) or {})
+        one.warm_ups.append(this.ask(one, "warm-up", "warm_up", **asked) or {})
         one.rounds.append([])
     seconds = suite.seconds / (suite.rounds * BLOCKS * max(len(running), 1))
     for block in range(BLOCKS):
         steps()
         # Each round has a block: what one process differs from the next is not known otherwise.
-        if block and len(every[0].rounds) > 1 and all(map(_known_well, _running(every, links))):
+        if block and len(this.every[0].rounds) > 1 and all(map(_known_well, this.running())):
             continue
-        for one in _shuffled(_running(every, links), shuffled):
-            found = _ask(one, links, "single-stream", "block", seconds=seconds, batch=suite.batch)
+        for one in this.in_turn():
+            found = this.ask(one, "single-stream", "block", seconds=seconds, batch=suite.batch)
             if found is not None:
                 one.rounds[-1].append(found["samples"])
                 one.gpu += [GpuTimes(**parts) for parts in found.get("gpu", ())]
@@ -241,73 +258,48 @@ def _known_well(one: Collected) -> bool:
     return bool(high - low <= 2 * ENOUGH)
 
 
-def _other_scenarios(
-    every: list[Collected],
-    links: Mapping[str, Link],
-    target: Target,
-    suite: Suite,
-    shuffled: random.Random,
-    steps: _Steps,
-) -> None:
-    for scenario in suite.scenarios:
-        measure = _SCENARIOS.get(scenario)
-        if measure is not None:
-            measure(every, links, target, suite, shuffled)
-            steps()
-
-
-def _turns(
-    every: list[Collected], links: Mapping[str, Link], shuffled: random.Random
-) -> Iterator[Collected]:
-    for _ in range(SWEEPS):
-        yield from _shuffled(_running(every, links), shuffled)
-
-
-def _offline(
-    every: list[Collected], links: Mapping[str, Link], suite: Suite, shuffled: random.Random
-) -> None:
+def _offline(this: Round) -> None:
     """In every round, for throughput too is a process's, and may be its luck."""
-    for batch in suite.batches:
-        for one in _shuffled(_running(every, links), shuffled):
+    for batch in this.suite.batches:
+        for one in this.in_turn():
             asked = {"seconds": TURN_SECONDS, "batch": batch, "calls": 2}
-            found = _ask(one, links, "offline", "block", **asked)
+            found = this.ask(one, "offline", "block", **asked)
             if found is not None:
                 one.offline.setdefault(batch, []).append(found["samples"])
 
 
-def _multi_stream(every: Any, links: Any, target: Target, suite: Suite, shuffled: Any) -> None:
-    for count in suite.clients:
-        for one in _turns(every, links, shuffled):
-            found = _ask(one, links, "multi-stream", "clients", count=count, seconds=TURN_SECONDS)
+def _multi_stream(this: Round) -> None:
+    for count in this.suite.clients:
+        for one in this.in_turn(SWEEPS):
+            found = this.ask(one, "multi-stream", "clients", count=count, seconds=TURN_SECONDS)
             if found is not None:
                 one.clients.setdefault(count, []).append(found)
 
 
-def _server(every: Any, links: Any, target: Target, suite: Suite, shuffled: Any) -> None:
+def _server(this: Round) -> None:
     """Arrivals at shares of what each itself gets through, so that every load can be borne."""
-    for load in suite.loads:
-        for one in _shuffled(_running(every, links), shuffled):
+    for load in this.suite.loads:
+        for one in this.in_turn():
             if not len(flatten(one.rounds)):
                 one.notes["server"] = "its own rate, which loads are shares of, is not known"
                 continue
             rate = load / one.median
             seconds = max(2.0, FEWEST_SAMPLES[90] / rate)
-            asked = {"rate": rate, "seconds": seconds, "seed": suite.seed}
-            found = _ask(one, links, "server", "server", **asked)
+            asked = {"rate": rate, "seconds": seconds, "seed": this.suite.seed}
+            found = this.ask(one, "server", "server", **asked)
             if found is not None:
                 one.server[load] = {"rate": rate, **found}
 
 
-def _waterfall(every: Any, links: Any, target: Target, suite: Suite, shuffled: Any) -> None:
-    for one in _turns(every, links, shuffled):
-        found = _ask(
+def _waterfall(this: Round) -> None:
+    for one in this.in_turn(SWEEPS):
+        found = this.ask(
             one,
-            links,
             "waterfall",
             "waterfall",
-            file=str(target.file),
-            contract=target.image,
-            labels=list(target.labels),
+            file=str(this.target.file),
+            contract=this.target.image,
+            labels=list(this.target.labels),
             seconds=TURN_SECONDS,
         )
         if found is None:
@@ -316,35 +308,35 @@ def _waterfall(every: Any, links: Any, target: Target, suite: Suite, shuffled: A
             one.stages.setdefault(name, []).extend(samples)
         one.whole += found["whole"]
         if "runtime" in one.contestant.options:  # an app would run it by `cnnedge.load`
-            asked = {"bundle": str(target.bundle), "file": str(target.file)}
-            found = _ask(one, links, "app", "app", seconds=TURN_SECONDS, **asked)
+            asked = {"bundle": str(this.target.bundle), "file": str(this.target.file)}
+            found = this.ask(one, "app", "app", seconds=TURN_SECONDS, **asked)
             one.app += [] if found is None else found["samples"]
 
 
-def _layers(every: Any, links: Any, target: Target, suite: Suite, shuffled: Any) -> None:
-    for one in _running(every, links):
+def _layers(this: Round) -> None:
+    for one in this.running():
         if one.contestant.profiler is None:
             one.notes["layers"] = "this runtime does not tell"
             continue
-        asked = {"calls": PROFILE_CALLS, "shape": list(target.shape)}
-        one.layers = _ask(one, links, "layers", "profile", **asked) or {}
+        asked = {"calls": PROFILE_CALLS, "shape": list(this.target.shape)}
+        one.layers = this.ask(one, "layers", "profile", **asked) or {}
 
 
-def _duty_cycle(every: Any, links: Any, target: Target, suite: Suite, shuffled: Any) -> None:
-    for one in _turns(every, links, shuffled):
-        asked = {"idle": suite.idle_seconds, "times": IDLE_TIMES // SWEEPS}
-        found = _ask(one, links, "duty-cycle", "after_idling", **asked)
+def _duty_cycle(this: Round) -> None:
+    for one in this.in_turn(SWEEPS):
+        asked = {"idle": this.suite.idle_seconds, "times": IDLE_TIMES // SWEEPS}
+        found = this.ask(one, "duty-cycle", "after_idling", **asked)
         one.idle += [] if found is None else found["samples"]
 
 
-def _sustained(every: Any, links: Any, target: Target, suite: Suite, shuffled: Any) -> None:
-    window = min(SUSTAINED_WINDOW, suite.sustained_seconds / 4)
-    for one in _running(every, links):
+def _sustained(this: Round) -> None:
+    window = min(SUSTAINED_WINDOW, this.suite.sustained_seconds / 4)
+    for one in this.running():
         spent = 0.0
         # Four at least, or there is no first and last quarter to compare, however slow a call is.
-        while spent < suite.sustained_seconds or len(one.sustained) < 4:
+        while spent < this.suite.sustained_seconds or len(one.sustained) < 4:
             before = read_sensors()
-            found = _ask(one, links, "sustained", "block", seconds=window, batch=suite.batch)
+            found = this.ask(one, "sustained", "block", seconds=window, batch=this.suite.batch)
             if found is None:
                 break
             after, samples = read_sensors(), found["samples"]
