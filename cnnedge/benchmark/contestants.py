@@ -88,7 +88,7 @@ _EXTRAS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Contestant:
     """One model on one runtime, as the process that measures it is told.
 
@@ -221,19 +221,19 @@ def _keras(manifest: Manifest, entry: ModelEntry) -> Contestant:
     if find_spec("tensorflow") is None:
         raise MissingExtraError("tensorflow", "export", purpose="the Keras reference")
     return Contestant(
-        "keras",
-        "Keras",
-        "keras",
-        "keras",
-        "fp32",
-        "cnnedge.backends.keras:open_reference",
-        str(entry.reference),
-        {
+        name="keras",
+        title="Keras",
+        runtime="keras",
+        variant="keras",
+        precision="fp32",
+        opener="cnnedge.backends.keras:open_reference",
+        model=str(entry.reference),
+        options={
             "normalization": manifest.normalization,
             **{key: manifest.model.get(key) for key in ("emits", "output")},
         },
-        ("cnnedge.backends.keras", "PIL.Image"),
-        int(manifest.reference.get("bytes", 0)),
+        imports=("cnnedge.backends.keras", "PIL.Image"),
+        bytes=int(manifest.reference.get("bytes", 0)),
         layers_of="fp32",
     )
 
@@ -246,16 +246,16 @@ def _litert(bundle: Bundle, converted: Mapping[str, Path]) -> list[Contestant]:
         )
     return [
         Contestant(
-            f"{precision}@litert",
-            f"LiteRT {precision.upper()}",
-            "litert",
-            precision,
-            precision,
-            "cnnedge.backends.litert:open_litert",
-            str(file),
-            {"normalization": bundle.manifest.normalization},
-            ("cnnedge.backends.litert", "ai_edge_litert.interpreter", "PIL.Image"),
-            file.stat().st_size,
+            name=f"{precision}@litert",
+            title=f"LiteRT {precision.upper()}",
+            runtime="litert",
+            variant=precision,
+            precision=precision,
+            opener="cnnedge.backends.litert:open_litert",
+            model=str(file),
+            options={"normalization": bundle.manifest.normalization},
+            imports=("cnnedge.backends.litert", "ai_edge_litert.interpreter", "PIL.Image"),
+            bytes=file.stat().st_size,
             layers_of=precision,
         )
         for precision, file in converted.items()
@@ -269,16 +269,16 @@ def _bfloat16(bundle: Bundle) -> Contestant:
     manifest = bundle.manifest
     fp32 = manifest.variant("fp32")
     return Contestant(
-        "bf16@openvino",
-        "OpenVINO BF16",
-        "openvino",
-        "fp32",
-        "bf16",
-        "cnnedge.benchmark.openers:open_bfloat16",
-        str(bundle.path(fp32.file).resolve()),
-        {"normalization": manifest.normalization if manifest.input == "float32" else None},
-        ("cnnedge.backends.openvino", "PIL.Image"),
-        fp32.bytes,
+        name="bf16@openvino",
+        title="OpenVINO BF16",
+        runtime="openvino",
+        variant="fp32",
+        precision="bf16",
+        opener="cnnedge.benchmark.openers:open_bfloat16",
+        model=str(bundle.path(fp32.file).resolve()),
+        options={"normalization": manifest.normalization if manifest.input == "float32" else None},
+        imports=("cnnedge.backends.openvino", "PIL.Image"),
+        bytes=fp32.bytes,
         layers_of="fp32",
     )
 
@@ -287,16 +287,15 @@ def _by_import_string(bundle: Bundle, runtime: str) -> list[Contestant]:
     module = runtime.split(":", 1)[0]
     return [
         Contestant(
-            f"{variant.name}@{runtime}",
-            f"{runtime} {variant.name.upper()}",
-            runtime,
-            variant.name,
-            variant.precision,
-            runtime,
-            str(bundle.path(variant.file).resolve()),
-            {},
-            (module,),
-            variant.bytes,
+            name=f"{variant.name}@{runtime}",
+            title=f"{runtime} {variant.name.upper()}",
+            runtime=runtime,
+            variant=variant.name,
+            precision=variant.precision,
+            opener=runtime,
+            model=str(bundle.path(variant.file).resolve()),
+            imports=(module,),
+            bytes=variant.bytes,
             layers_of=variant.name,
         )
         for variant in bundle.manifest.variants
@@ -325,16 +324,16 @@ def _of_the_bundle(
     backend = "openvino" if runtime == "openvino" else backend
     return [
         Contestant(
-            f"{variant.name}@{runtime}",
-            f"{_TITLES[runtime]} {variant.name.upper()}",
-            runtime,
-            variant.name,
-            variant.precision,
-            "cnnedge.benchmark.openers:open_from_bundle",
-            str(bundle.root.resolve()),
-            {"variant": variant.name, "runtime": runtime},
-            (f"cnnedge.backends.{backend}", "PIL.Image"),
-            variant.bytes,
+            name=f"{variant.name}@{runtime}",
+            title=f"{_TITLES[runtime]} {variant.name.upper()}",
+            runtime=runtime,
+            variant=variant.name,
+            precision=variant.precision,
+            opener="cnnedge.benchmark.openers:open_from_bundle",
+            model=str(bundle.root.resolve()),
+            options={"variant": variant.name, "runtime": runtime},
+            imports=(f"cnnedge.backends.{backend}", "PIL.Image"),
+            bytes=variant.bytes,
             layers_of=variant.name,
             profiler=_PROFILERS.get(runtime),
         )

@@ -22,6 +22,18 @@ from cnnedge.errors import BackendError, ProcessEnded
 SHAPE = (8, 8, 3)
 
 
+def contestant(name, opener, model):
+    return Contestant(
+        name=name,
+        title=name,
+        runtime=opener,
+        variant="fp32",
+        precision="fp32",
+        opener=opener,
+        model=str(model),
+    )
+
+
 @pytest.fixture
 def hold(tmp_path, monkeypatch):
     """Return a function that holds the fake runtime in a process; all are closed in the end."""
@@ -32,7 +44,7 @@ def hold(tmp_path, monkeypatch):
     def start(threads=2, model=model, **how):
         monkeypatch.setenv("FAKE_RUNTIME", json.dumps(how))
         opener = "fake_runtime:open_fake"
-        who = Contestant("fp32@fake", "Fake", opener, "fp32", "fp32", opener, str(model))
+        who = contestant("fp32@fake", opener, model)
         held.append(Process.hold(who, SHAPE, threads))
         return held[-1]
 
@@ -95,7 +107,7 @@ def test_what_cannot_be_opened_says_why(hold, how, message):
 def test_a_missing_file_or_module_says_so(hold, tmp_path):
     with pytest.raises(BackendError, match="No such file"):
         hold(model=tmp_path / "none")
-    who = Contestant("x", "X", "no_such:f", "fp32", "fp32", "no_such:f", "m")
+    who = contestant("x", "no_such:f", "m")
     with pytest.raises(BackendError, match="No module named 'no_such'"):
         Process.hold(who, SHAPE, None)
 

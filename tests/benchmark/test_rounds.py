@@ -62,7 +62,15 @@ class Stage:
     def run(self, scenarios=("single-stream",), **options):
         contestants = [
             Contestant(
-                name, name, "cpu", "fp32", "fp32", "x:y", "m", {"runtime": "cpu"}, profiler="p:q"
+                name=name,
+                title=name,
+                runtime="cpu",
+                variant="fp32",
+                precision="fp32",
+                opener="x:y",
+                model="m",
+                options={"runtime": "cpu"},
+                profiler="p:q",
             )
             for name in self.seconds
         ]
