@@ -141,83 +141,115 @@ def verify_bundle(
             fix="give the data, and a reference_id beside the reference",
         )
     bundle = open_bundle(path)
-    manifest = bundle.manifest
-    settings = RunSettings(runtime)
+    manifest, settings = bundle.manifest, RunSettings(runtime)
     chosen = _chosen(bundle, settings)
     opened = {v.name: open_variant(bundle, v, settings) for v in chosen}
-    providers = {name: getattr(answer, "provider", "?") for name, answer in opened.items()}
     run = {name: _as_uint8(manifest, answer) for name, answer in opened.items()}
     stages = {
         report.variant: report
         for report in run_selftest(bundle, run, lambda name, x: _fingerprint(bundle, name, x))
     }
-    trained = manifest.model.get("weights") != "random"
+    against, data = "the recorded answers to the golden images", "golden images alone"
     comparisons: dict[str, Comparison] = {}
     guesses = None
-    against, data = "the recorded answers to the golden images", "golden images alone"
     if dataset is not None:
         dataset = in_order_of(manifest, dataset)
         split = dataset.test if limit is None else dataset.test.take(limit, seed=0)
         split = split.hashed(progress)
         refuse_calibration_images(manifest, split)
-        expected = None if reference is not None else recorded_answers(bundle, split)
-        against = "Keras" if reference is not None else "Keras, as recorded at export"
+        truth = _truth(bundle, split, run, runtime, reference, reference_id)
+        kept = checkpoint_place("verify", bundle.origin, dataset.spec, runtime)
         key = {
             "bundle": sha256(bundle.path(MANIFEST)),
             "test images": split.digest(),
             "runtime": runtime,
-            "reference": reference_id or ("recorded" if expected is not None else "fp32"),
+            "reference": truth.id,
         }
-        kept = None
-        if reference is None or reference_id:
-            kept = checkpoint_place("verify", bundle.origin, dataset.spec, runtime)
-        if reference is None and expected is None:
-            on_cpu = runtime == "cpu" and "fp32" in run  # then it need not run twice
-            reference = run["fp32"] if on_cpu else _fp32_on_cpu(bundle)
-            against = "the FP32 variant on the CPU (held to Keras at export)"
         comparisons, right = compare_variants(
             run,
-            reference,
+            truth.run,
             split,
             manifest.image,
-            expected=expected,
-            who=against,
-            checkpoint=kept,
+            expected=truth.answers,
+            who=truth.who,
+            checkpoint=kept if truth.id else None,
             key=key,
             resume=resume,
             progress=progress,
         )
-        data = f"{len(split)} test images of {dataset.spec}"
+        against, data = truth.who, f"{len(split)} test images of {dataset.spec}"
         guesses = guessing(right, split.targets)
-    allowed = manifest.max_drop if max_drop is None else max_drop
     reports = []
     for v in chosen:
-        achieved = _achieved(bundle, v)
-        comparison, verdict = comparisons.get(v.name), None
+        comparison, achieved = comparisons.get(v.name), _achieved(bundle, v)
+        verdict = None
         if comparison is not None:
-            own, rounds_as = ((v.accuracy or {}).get(key) for key in ("limit", "rounds_as"))
-            parity = limit_of(v.precision, own, rounds_as)
-            comparison = replace(comparison, limit=parity, rounds_as=rounds_as)
-            verdict = judge(
-                comparison,
-                precision=v.precision,
-                max_drop=allowed,
-                trained=trained,
-                achieved=achieved,
-                guessing=guesses,
-            )
+            comparison, verdict = _judge(manifest, v, comparison, achieved, max_drop, guesses)
+        provider = getattr(opened[v.name], "provider", "?")
+        stage = stages.get(v.name)
         reports.append(
-            VariantReport(
-                v.name,
-                v.precision,
-                providers[v.name],
-                stages.get(v.name),
-                comparison,
-                verdict,
-                achieved,
-            )
+            VariantReport(v.name, v.precision, provider, stage, comparison, verdict, achieved)
         )
     return Verification(str(bundle.origin), against, data, tuple(reports))
+
+
+@dataclass(frozen=True)
+class _Truth:
+    """Whom the variants are held against.
+
+    Attributes:
+        who: In words.
+        id: What tells it from others in a checkpoint; "": nothing does.
+        run: uint8 batch → probabilities; None where its answers are known.
+        answers: Its answers, float32 ``[N, classes]``, where they are known.
+    """
+
+    who: str
+    id: str
+    run: Answer | None = None
+    answers: np.ndarray | None = None
+
+
+def _truth(
+    bundle: Bundle,
+    split: Split,
+    run: Mapping[str, Answer],
+    runtime: str,
+    reference: Answer | None,
+    reference_id: str,
+) -> _Truth:
+    """Return the reference that is given, else what was recorded of it, else the FP32 variant."""
+    if reference is not None:
+        return _Truth("Keras", reference_id, reference)
+    recorded = recorded_answers(bundle, split)
+    if recorded is not None:
+        return _Truth("Keras, as recorded at export", "recorded", answers=recorded)
+    on_cpu = runtime == "cpu" and "fp32" in run  # then it need not run twice
+    fp32 = run["fp32"] if on_cpu else _fp32_on_cpu(bundle)
+    return _Truth("the FP32 variant on the CPU (held to Keras at export)", "fp32", fp32)
+
+
+def _judge(
+    manifest: Manifest,
+    variant: Variant,
+    comparison: Comparison,
+    achieved: Mapping[str, Mapping[str, float]],
+    max_drop: float | None,
+    guesses: str | None,
+) -> tuple[Comparison, Verdict]:
+    """Return a comparison with the limits of its variant, and what the gates say of it."""
+    own, rounds_as = ((variant.accuracy or {}).get(key) for key in ("limit", "rounds_as"))
+    parity = limit_of(variant.precision, own, rounds_as)
+    comparison = replace(comparison, limit=parity, rounds_as=rounds_as)
+    verdict = judge(
+        comparison,
+        precision=variant.precision,
+        max_drop=manifest.max_drop if max_drop is None else max_drop,
+        trained=manifest.model.get("weights") != "random",
+        achieved=achieved,
+        guessing=guesses,
+    )
+    return comparison, verdict
 
 
 def compare_variants(
