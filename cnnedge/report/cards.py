@@ -50,6 +50,86 @@ class Card:
     wide: bool = True
 
 
+Drawn = tuple[Figure, Sequence[Key]]  # a figure and its legend
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The part of the page that is of one model.
+
+    Attributes:
+        model: One of the document's, its `contestants` a list.
+        prefix: What the names of its elements start with.
+        style: How each contestant is drawn.
+    """
+
+    model: Row
+    prefix: str
+    style: Mapping[str, Look]
+
+    @property
+    def contestants(self) -> Sequence[Row]:
+        """All that were measured."""
+        return self.model["contestants"]
+
+    def legend(self, kept: Sequence[Row]) -> list[Key]:
+        """Return the legend of contestants."""
+        looked = ((c["name"], title_of(c), self.style[c["name"]]) for c in kept)
+        return [(name, title, look.colour, look.glyph) for name, title, look in looked]
+
+    def chart(self, name: str, drawn: Drawn, how: str, finds: str, label: str = "") -> Chart:
+        """Return a figure as the page holds it."""
+        figure, keys = drawn
+        # "<" could end the script element that holds it, whatever the labels are.
+        json = figure.to_json().replace("<", "\\u003c").replace("&", "\\u0026")
+        # A sentence on who is faster would decide what latencies here cannot.
+        said = finds if not self.model.get("doubt") or name.startswith("confusion") else ""
+        height = int(figure.layout.height)
+        return Chart(f"{self.prefix}-{name}", label, json, height, keys, how, said)
+
+
+def _with_legend(draw: Callable[..., Figure]) -> Callable[..., Drawn]:
+    return lambda kept, part: (draw(kept, part.style), part.legend(kept))
+
+
+def _by_row(draw: Callable[..., Figure]) -> Callable[..., Drawn]:
+    """Have a figure drawn that names each contestant at its row."""
+    return lambda kept, part: (draw(kept, part.style), [])
+
+
+def _stacked(draw: Callable[..., tuple[Figure, Mapping[str, str]]]) -> Callable[..., Drawn]:
+    """Have a figure drawn whose legend is of the parts of a time, by colour."""
+
+    def drawn(kept: Sequence[Row], part: _Part) -> Drawn:
+        figure, colours = draw(kept)
+        return figure, [(name, name, colour, "■") for name, colour in colours.items()]
+
+    return drawn
+
+
+@dataclass(frozen=True)
+class Section:
+    """What becomes a card, where a contestant has something to show.
+
+    Attributes:
+        title: The card's heading.
+        key: The field of a contestant that it is of.
+        draw: Draws it, given contestants (of `_CHOICES`: one of them) and the part of the page.
+        find: Says what it shows, given the same contestants.
+        how: How to read it.
+        more: Says the rest of that, given all contestants.
+        wide: Whether it takes the page's whole width.
+    """
+
+    title: str
+    key: str
+    draw: Callable[[Any, _Part], Drawn]
+    find: Callable[[Any], str]
+    how: str = ""
+    more: Callable[[Sequence[Row]], str] = lambda contestants: ""
+    wide: bool = False
+
+
 def cards_of(model: Row, prefix: str, style: Mapping[str, Look]) -> list[Card]:
     """Return the figures of a model that have something to show, in the order of reading.
 
@@ -58,136 +138,35 @@ def cards_of(model: Row, prefix: str, style: Mapping[str, Look]) -> list[Card]:
         prefix: What the names of its elements start with.
         style: How each contestant is drawn.
     """
-
-    def chart(name: str, drawn: Figure, keys: Sequence[Key], how: str, finds: str) -> Chart:
-        # "<" could end the script element that holds it, whatever the labels are.
-        json = drawn.to_json().replace("<", "\\u003c").replace("&", "\\u0026")
-        height = int(drawn.layout.height)
-        # A sentence on who is faster would decide what latencies here cannot.
-        said = finds if not model.get("doubt") or name.startswith("confusion") else ""
-        return Chart(f"{prefix}-{name}", "", json, height, keys, how, said)
-
-    def contestants(kept: Sequence[Row]) -> list[Key]:
-        looked = ((c["name"], title_of(c), style[c["name"]]) for c in kept)
-        return [(name, title, look.colour, look.glyph) for name, title, look in looked]
-
-    def parts(colours: Mapping[str, str]) -> list[Key]:
-        return [(part, part, colour, "■") for part, colour in colours.items()]
-
-    def lines(
-        title: str, key: str, draw: Callable[..., Figure], find: Callable[..., str], how: str
-    ) -> Card:
-        kept = _having(model["contestants"], key)
-        if not kept:
-            return Card(title, [])
-        # Figures with a row for each contestant name them at the row.
-        keys = contestants(kept) if key not in ("single_stream", "duty_cycle") else []
-        return Card(
-            title,
-            [chart(key, draw(kept, style), keys, how, find(kept))],
-            wide=key in ("single_stream", "server", "sustained"),
-        )
-
-    def stacks(title: str, key: str, draw: Callable[..., Any], find: Any, how: str) -> Card:
-        kept = _having(model["contestants"], key)
-        if not kept:
-            return Card(title, [])
-        drawn, colours = draw(kept)
-        wide = key == "waterfall"
-        return Card(title, [chart(key, drawn, parts(colours), how, find(kept))], wide)
-
-    def choices(title: str, key: str, draw: Callable[[Row], tuple[Figure, str]], how: str) -> Card:
-        pick = at(model, "pick", "name")
-        kept = [c for c in model["contestants"] if c.get(key)]
-        kept.sort(key=lambda c: c["name"] != pick)  # the pick is the one shown at first
-        made = [chart(f"{key}-{i}", *_of(draw(c), how)) for i, c in enumerate(kept)]
-        titled = zip(kept, made, strict=True)
-        return Card(title, [replace(m, label=title_of(c)) for c, m in titled])
-
-    found = [
-        _front_card(model, style, chart, contestants),
-        lines(
-            "How latency is distributed",
-            "single_stream",
-            figures.latency,
-            findings.latency,
-            "Each row holds every call: the wider, the more calls took that long; the bar is the "
-            "p50, the diamond the p90, the triangle the p99, and the dots below are the medians "
-            "of the rounds, each a new process.",
-        ),
-        stacks(
-            "From a file to a label",
-            "waterfall",
-            breakdown.waterfall,
-            findings.waterfall,
-            _waterfall_how(model["contestants"]),
-        ),
-        lines(
-            "Throughput in batches",
-            "offline",
-            figures.throughput,
-            findings.throughput,
-            "Higher is better; where a line is flat, a larger batch gains nothing.",
-        ),
-        lines(
-            "Several clients at once",
-            "multi_stream",
-            figures.multi_stream,
-            findings.multi_stream,
-            "Each point is a number of clients, written beside it; right is more throughput, up "
-            "is a longer wait.",
-        ),
-        lines(
-            "Requests that arrive at random",
-            "server",
-            figures.server,
-            findings.server,
-            "Solid lines are the p99, dashed the p90, dotted the p50, each from a request's "
-            "arrival, so that waiting in the queue counts.",
-        ),
-        stacks(
-            "Cold start",
-            "cold_start",
-            breakdown.cold_start,
-            findings.cold_start,
-            "A whole process, from nothing to its first answer, with the files in the page cache; "
-            "medians by part.",
-        ),
-        lines(
-            "After a pause",
-            "duty_cycle",
-            breakdown.duty_cycle,
-            findings.duty_cycle,
-            f"From the steady median (ring) to the median of first answers after "
-            f"{_pause(model['contestants'])} (dot); the ticks are single first answers.",
-        ),
-        lines(
-            "Minutes on end",
-            "sustained",
-            figures.sustained,
-            findings.sustained,
-            "The median of each few seconds against its own first quarter: above 0 % it has "
-            "become slower." + _throttled(model["contestants"]),
-        ),
-        choices(
-            "Where the time goes, layer by layer",
-            "layers",
-            lambda c: (breakdown.layers(c, style[c["name"]]), findings.layers(c)),
-            "As the runtime's profile gives them, in the order they run; hover or tap a bar "
-            "for its precision and work." + _of_layers(model["contestants"]),
-        ),
-        choices(
-            "What is mistaken for what",
-            "confusion",
-            lambda c: (
-                breakdown.confusion(c["confusion"], _labels(model, c)),
-                findings.confusion(c),
-            ),
-            "Rows are the truth, columns the answer; all off the diagonal is a mistake. The "
-            "colour is logarithmic, so that single mistakes can be seen.",
-        ),
+    part = _Part(model, prefix, style)
+    cards = [
+        _front_card(part),
+        *(_together(section, part) for section in _SECTIONS),
+        *(_one_by_one(section, part) for section in _CHOICES),
     ]
-    return _side_by_side([card for card in found if card.charts])
+    return _side_by_side([card for card in cards if card.charts])
+
+
+def _together(section: Section, part: _Part) -> Card:
+    """Return a card with all contestants in one chart."""
+    kept = _having(part.contestants, section.key)
+    if not kept:
+        return Card(section.title, [])
+    drawn, how = section.draw(kept, part), section.how + section.more(part.contestants)
+    chart = part.chart(section.key, drawn, how, section.find(kept))
+    return Card(section.title, [chart], section.wide)
+
+
+def _one_by_one(section: Section, part: _Part) -> Card:
+    """Return a card with a chart for each contestant to choose from, that of the pick first."""
+    pick, how = at(part.model, "pick", "name"), section.how + section.more(part.contestants)
+    kept = [c for c in part.contestants if c.get(section.key)]
+    kept.sort(key=lambda c: c["name"] != pick)
+    charts = [
+        part.chart(f"{section.key}-{i}", section.draw(c, part), how, section.find(c), title_of(c))
+        for i, c in enumerate(kept)
+    ]
+    return Card(section.title, charts)
 
 
 def _side_by_side(cards: Sequence[Card]) -> list[Card]:
@@ -201,14 +180,10 @@ def _side_by_side(cards: Sequence[Card]) -> list[Card]:
     return laid
 
 
-def _front_card(
-    model: Row,
-    style: Mapping[str, Look],
-    chart: Callable[..., Chart],
-    contestants: Callable[..., list[Key]],
-) -> Card:
-    kept = [c for c in model["contestants"] if at(c, "single_stream", "p50_ms")]
-    known = [c for c in kept if table.top1(c, model["contestants"]) is not None]
+def _front_card(part: _Part) -> Card:
+    model = part.model
+    kept = [c for c in part.contestants if at(c, "single_stream", "p50_ms")]
+    known = [c for c in kept if table.top1(c, part.contestants) is not None]
     accurate = len(known) > 1
     kept = known if accurate else [c for c in kept if c.get("bytes")]
     if not kept:
@@ -234,9 +209,9 @@ def _front_card(
             "axes. No accuracy was measured."
         )
     pick = None if model.get("doubt") else at(model, "pick", "name")
-    drawn = figures.front(points, style, pick, floor)
+    drawn = figures.front(points, part.style, pick, floor), part.legend(kept)
     finds = findings.front(best, len(points) - len(best), floor)
-    return Card(title, [chart("front", drawn, contestants(kept), how, finds)])
+    return Card(title, [part.chart("front", drawn, how, finds)])
 
 
 def _point(contestant: Row, model: Row | None) -> dict[str, Any]:
@@ -285,10 +260,6 @@ def _having(contestants: Sequence[Row], key: str) -> list[Row]:
     return kept
 
 
-def _of(made: tuple[Figure, str], how: str) -> tuple[Figure, list[Key], str, str]:
-    return made[0], [], how, made[1]
-
-
 def _labels(model: Row, contestant: Row) -> list[str]:
     labels = model.get("labels") or []
     known = len(labels) == len(contestant["confusion"])
@@ -322,6 +293,100 @@ def _waterfall_how(contestants: Sequence[Row]) -> str:
     )
 
 
-def _pause(contestants: Sequence[Row]) -> str:
+def _duty_cycle_how(contestants: Sequence[Row]) -> str:
     idle = next((i for c in contestants if (i := at(c, "duty_cycle", "idle_s"))), None)
-    return "an idle pause" if idle is None else f"{idle:g} s of idleness"
+    pause = "an idle pause" if idle is None else f"{idle:g} s of idleness"
+    return (
+        f"From the steady median (ring) to the median of first answers after {pause} (dot); the "
+        "ticks are single first answers."
+    )
+
+
+_SECTIONS = (
+    Section(
+        "How latency is distributed",
+        "single_stream",
+        _by_row(figures.latency),
+        findings.latency,
+        "Each row holds every call: the wider, the more calls took that long; the bar is the "
+        "p50, the diamond the p90, the triangle the p99, and the dots below are the medians "
+        "of the rounds, each a new process.",
+        wide=True,
+    ),
+    Section(
+        "From a file to a label",
+        "waterfall",
+        _stacked(breakdown.waterfall),
+        findings.waterfall,
+        more=_waterfall_how,
+        wide=True,
+    ),
+    Section(
+        "Throughput in batches",
+        "offline",
+        _with_legend(figures.throughput),
+        findings.throughput,
+        "Higher is better; where a line is flat, a larger batch gains nothing.",
+    ),
+    Section(
+        "Several clients at once",
+        "multi_stream",
+        _with_legend(figures.multi_stream),
+        findings.multi_stream,
+        "Each point is a number of clients, written beside it; right is more throughput, up "
+        "is a longer wait.",
+    ),
+    Section(
+        "Requests that arrive at random",
+        "server",
+        _with_legend(figures.server),
+        findings.server,
+        "Solid lines are the p99, dashed the p90, dotted the p50, each from a request's "
+        "arrival, so that waiting in the queue counts.",
+        wide=True,
+    ),
+    Section(
+        "Cold start",
+        "cold_start",
+        _stacked(breakdown.cold_start),
+        findings.cold_start,
+        "A whole process, from nothing to its first answer, with the files in the page cache; "
+        "medians by part.",
+    ),
+    Section(
+        "After a pause",
+        "duty_cycle",
+        _by_row(breakdown.duty_cycle),
+        findings.duty_cycle,
+        more=_duty_cycle_how,
+    ),
+    Section(
+        "Minutes on end",
+        "sustained",
+        _with_legend(figures.sustained),
+        findings.sustained,
+        "The median of each few seconds against its own first quarter: above 0 % it has "
+        "become slower.",
+        _throttled,
+        wide=True,
+    ),
+)
+_CHOICES = (
+    Section(
+        "Where the time goes, layer by layer",
+        "layers",
+        lambda c, part: (breakdown.layers(c, part.style[c["name"]]), []),
+        findings.layers,
+        "As the runtime's profile gives them, in the order they run; hover or tap a bar "
+        "for its precision and work.",
+        _of_layers,
+    ),
+    Section(
+        "What is mistaken for what",
+        "confusion",
+        lambda c, part: (breakdown.confusion(c["confusion"], _labels(part.model, c)), []),
+        findings.confusion,
+        "Rows are the truth, columns the answer; all off the diagonal is a mistake. The "
+        "colour is logarithmic, so that single mistakes can be seen.",
+    ),
+)
