@@ -121,6 +121,11 @@ def open_bundle(root: Path | str, *, manifest_sha256: str | None = None) -> Bund
     Raises:
         BundleError: it is absent or incomplete, a file was altered, or a path leaves the bundle;
             or its archive holds what its manifest does not list.
+
+    Example:
+        >>> bundle = cnnedge.open_bundle("digits")
+        >>> bundle.manifest.variant("fp32").file
+        'model.fp32.onnx'
     """
     root = Path(root)
     if not root.is_file():

@@ -22,6 +22,15 @@ class CnnEdgeError(Exception):
     Args:
         what: What was wrong, naming the thing (a file, a layer, an option).
         fix: What the user can do about it.
+
+    Example:
+        >>> try:
+        ...     cnnedge.load("nowhere")
+        ... except cnnedge.CnnEdgeError as error:
+        ...     print(error.what)
+        ...     print(error.fix)
+        nowhere does not exist
+        make one with `cnnedge export MODEL -o DIR`
     """
 
     def __init__(self, what: str, *, fix: str | None = None) -> None:

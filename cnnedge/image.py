@@ -46,6 +46,10 @@ class ImageContract:
         channels: 3 for RGB, 1 for grey.
         resize: "stretch" to the size; "crop": the largest centred part of the right shape;
             "letterbox": the whole image, centred on black. All by Pillow's antialiased bilinear.
+
+    Example:
+        >>> cnnedge.ImageContract(height=224, width=224, resize="crop").shape
+        (224, 224, 3)
     """
 
     height: int

@@ -52,6 +52,11 @@ class Recipe(BaseModel):
         max_batch: The largest batch that those take.
         bench_seconds: About how long the latencies are measured, warm-up aside.
         seed: Seeds weights, splits and subsets.
+
+    Example:
+        >>> recipe = cnnedge.Recipe(model="digits.keras", precision=("int8",), max_drop=1.0)
+        >>> recipe.input
+        'uint8'
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -94,6 +99,13 @@ def make_recipe(*, options: Mapping[str, str] | None = None, **fields: Any) -> R
 
     Raises:
         CnnEdgeError: a field is unknown or has a value it may not have; the message names it.
+
+    Example:
+        >>> cnnedge.make_recipe(model="alexnet", image_size=(96, 96)).max_drop
+        0.5
+        >>> cnnedge.make_recipe(model="alexnet", colour="red")
+        Traceback (most recent call last):
+        cnnedge.errors.CnnEdgeError: ...colour...
     """
     try:
         return Recipe(**fields)

@@ -134,6 +134,11 @@ def verify_bundle(
         ModelError: there is nothing to resume, or it is damaged, or of another verification; or the
             reference itself answers NaN or infinity.
         GateError: likewise, and the reference is a variant of the bundle.
+
+    Example:
+        >>> found = cnnedge.verify_bundle("digits", cnnedge.open_source("digits"), limit=50)
+        >>> found.failed, found.data
+        (False, '50 test images of digits')
     """
     if resume and (dataset is None or (reference is not None and not reference_id)):
         raise DataError(

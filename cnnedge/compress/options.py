@@ -38,6 +38,11 @@ class CompressOptions:
 
     Raises:
         ModelError: a number is out of its range, or nothing is asked for.
+
+    Example:
+        >>> options = cnnedge.CompressOptions(macs=0.25)
+        >>> [round(budget["macs"]) for budget in options.rounds({"macs": 1000})]
+        [500, 250]
     """
 
     macs: float | None = None

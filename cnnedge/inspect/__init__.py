@@ -39,6 +39,11 @@ def inspect_model(
     Raises:
         MissingExtraError: the packages that read such a model are not installed.
         ModelError: there is no such model, it cannot be read, or it does not take that size.
+
+    Example:
+        >>> network = cnnedge.inspect_model("digits/model.fp32.onnx")
+        >>> network.layers[1].name, network.macs
+        ('conv1', 0)
     """
     if isinstance(target, str | Path) and Path(target).suffix == ".onnx":
         _refuse_classes(target, classes)

@@ -106,6 +106,12 @@ def export_bundle(
 
     Raises:
         CnnEdgeError: anything that stops it; nothing is left half-written.
+
+    Example:
+        >>> recipe = cnnedge.make_recipe(model="digits.keras", precision=("fp32",))
+        >>> bundle, warnings = cnnedge.export_bundle(recipe, "fresh")
+        >>> bundle.manifest.variant("fp32").verified
+        True
     """
     out = Path(out)
     check_place(out, force=force)  # before minutes of work, not after

@@ -142,6 +142,15 @@ def compress_model(
 
     Raises:
         CnnEdgeError: as `resolve` and `compress`, or the files cannot be written.
+
+    Example:
+        >>> report, warnings = cnnedge.compress_model(
+        ...     cnnedge.make_recipe(model="digits.keras"),
+        ...     "small.keras",
+        ...     cnnedge.CompressOptions(macs=0.5, max_drop=100, epochs=1, round_epochs=1),
+        ... )
+        >>> report.result.kept.macs < report.result.reference.macs
+        True
     """
     out = Path(out)
     require_keras_file(out)

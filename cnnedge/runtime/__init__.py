@@ -56,7 +56,12 @@ log = logging.getLogger("cnnedge")
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One answer: a label, its index in the output, and its probability (0…1)."""
+    """One answer: a label, its index in the output, and its probability (0…1).
+
+    Example:
+        >>> cnnedge.Prediction("cat", 281, 0.93).label
+        'cat'
+    """
 
     label: str
     index: int
@@ -71,6 +76,15 @@ class Classifier:
         image: The image contract.
         choice: The variant that runs, and why this one.
         provider: What really runs it: an ONNX Runtime provider, or a library with its version.
+
+    Example:
+        >>> with cnnedge.load("digits") as classify:
+        ...     best = classify("four.png", top=1)[0]
+        >>> best.label, best.probability > 0.5
+        ('4', True)
+        >>> classify("four.png")
+        Traceback (most recent call last):
+        cnnedge.errors.BackendError: the classifier is closed; load the bundle again
     """
 
     def __init__(
@@ -252,6 +266,13 @@ def load(
         ModelError: a single ONNX file carries no labels and image contract of cnnedge.
         MissingExtraError: the runtime is not installed.
         BackendError: the runtime cannot load the model, or would not run it where asked.
+
+    Example:
+        >>> classify = cnnedge.load("digits", variant="fp32")
+        >>> classify("four.png")[0].label
+        '4'
+        >>> classify.probabilities(["four.png", "four.png"]).shape
+        (2, 10)
     """
     settings = RunSettings(
         runtime, threads, rebuild, None if cache is None else Path(cache), graphs

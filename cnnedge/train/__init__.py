@@ -57,6 +57,10 @@ class TrainOptions:
 
     Raises:
         ModelError: a number is out of its range.
+
+    Example:
+        >>> cnnedge.TrainOptions(epochs=5).rate_for("vgg16")
+        0.0001
     """
 
     epochs: int = 20
@@ -168,6 +172,16 @@ def train_model(
             checkpoint to resume from, it is damaged, or it is of a run with other options.
         DataError: a class has too few images to validate on.
         CnnEdgeError: ``out`` cannot be written, or the disk is too full.
+
+    Example:
+        >>> result = cnnedge.train_model(
+        ...     "alexnet_v2",
+        ...     cnnedge.open_source("signs:200"),
+        ...     "signs.keras",
+        ...     cnnedge.TrainOptions(epochs=1, image_size=(64, 64)),
+        ... )
+        >>> result.epochs_run, result.path.name
+        (1, 'signs.keras')
     """
     require_training_packages("training")
     from cnnedge.backends.keras import ModelNote
