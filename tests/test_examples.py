@@ -6,6 +6,7 @@ import doctest
 import shutil
 
 import pytest
+from PIL import Image
 
 import cnnedge
 
@@ -13,11 +14,12 @@ NAMES = [name for name in cnnedge.__all__ if name != "__version__"]
 
 
 @pytest.fixture
-def example_files(toy_file, toy_bundle, tmp_path, monkeypatch):
+def example_files(toy_file, toy_bundle, digits, tmp_path, monkeypatch):
     """What the examples speak of, in the folder that they run in."""
     shutil.copy(toy_file, tmp_path / "digits.keras")
     shutil.copytree(toy_bundle.root, tmp_path / "digits")
-    shutil.copy(toy_bundle.path("selftest/golden-04.png"), tmp_path / "four.png")
+    four = digits.test.items[list(digits.test.targets).index(digits.labels.index("4"))]
+    Image.fromarray(four).save(tmp_path / "four.png")
     monkeypatch.chdir(tmp_path)
 
 

@@ -30,7 +30,7 @@ def open_source(spec: str, *, seed: int = 0, progress: Progress = silent) -> Dat
     Example:
         >>> digits = cnnedge.open_source("digits")
         >>> digits.labels[:3], len(digits.test)
-        (('0', '1', '2'), 360)
+        (('0', '1', '2'), 359)
     """
     if spec == "digits":
         from cnnedge.data.digits import open_digits

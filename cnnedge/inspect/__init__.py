@@ -42,8 +42,8 @@ def inspect_model(
 
     Example:
         >>> network = cnnedge.inspect_model("digits/model.fp32.onnx")
-        >>> network.layers[1].name, network.macs
-        ('conv1', 0)
+        >>> network.layers[-1].name, network.params, network.macs
+        ('softmax', 35986, 1794528)
     """
     if isinstance(target, str | Path) and Path(target).suffix == ".onnx":
         _refuse_classes(target, classes)
