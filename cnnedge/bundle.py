@@ -122,7 +122,7 @@ def open_bundle(root: Path | str, *, manifest_sha256: str | None = None) -> Bund
         BundleError: it is absent or incomplete, a file was altered, or a path leaves the bundle;
             or its archive holds what its manifest does not list.
 
-    Example:
+    Examples:
         >>> bundle = cnnedge.open_bundle("digits")
         >>> bundle.manifest.variant("fp32").file
         'model.fp32.onnx'

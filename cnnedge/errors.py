@@ -23,7 +23,7 @@ class CnnEdgeError(Exception):
         what: What was wrong, naming the thing (a file, a layer, an option).
         fix: What the user can do about it.
 
-    Example:
+    Examples:
         >>> try:
         ...     cnnedge.load("nowhere")
         ... except cnnedge.CnnEdgeError as error:

@@ -47,7 +47,7 @@ class ImageContract:
         resize: "stretch" to the size; "crop": the largest centred part of the right shape;
             "letterbox": the whole image, centred on black. All by Pillow's antialiased bilinear.
 
-    Example:
+    Examples:
         >>> cnnedge.ImageContract(height=224, width=224, resize="crop").shape
         (224, 224, 3)
     """

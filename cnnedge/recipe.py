@@ -53,7 +53,7 @@ class Recipe(BaseModel):
         bench_seconds: About how long the latencies are measured, warm-up aside.
         seed: Seeds weights, splits and subsets.
 
-    Example:
+    Examples:
         >>> recipe = cnnedge.Recipe(model="digits.keras", precision=("int8",), max_drop=1.0)
         >>> recipe.input
         'uint8'
@@ -100,7 +100,7 @@ def make_recipe(*, options: Mapping[str, str] | None = None, **fields: Any) -> R
     Raises:
         CnnEdgeError: a field is unknown or has a value it may not have; the message names it.
 
-    Example:
+    Examples:
         >>> cnnedge.make_recipe(model="alexnet", image_size=(96, 96)).max_drop
         0.5
         >>> cnnedge.make_recipe(model="alexnet", colour="red")

@@ -135,7 +135,7 @@ def verify_bundle(
             reference itself answers NaN or infinity.
         GateError: likewise, and the reference is a variant of the bundle.
 
-    Example:
+    Examples:
         >>> found = cnnedge.verify_bundle("digits", cnnedge.open_source("digits"), limit=50)
         >>> found.failed, found.data
         (False, '50 test images of digits')

@@ -39,7 +39,7 @@ class CompressOptions:
     Raises:
         ModelError: a number is out of its range, or nothing is asked for.
 
-    Example:
+    Examples:
         >>> options = cnnedge.CompressOptions(macs=0.25)
         >>> [round(budget["macs"]) for budget in options.rounds({"macs": 1000})]
         [500, 250]

@@ -27,7 +27,7 @@ def open_source(spec: str, *, seed: int = 0, progress: Progress = silent) -> Dat
         DataError: there is no such source, or it is not laid out as expected.
         MissingExtraError: a package that the source needs is not installed.
 
-    Example:
+    Examples:
         >>> digits = cnnedge.open_source("digits")
         >>> digits.labels[:3], len(digits.test)
         (('0', '1', '2'), 359)

@@ -40,7 +40,7 @@ def inspect_model(
         MissingExtraError: the packages that read such a model are not installed.
         ModelError: there is no such model, it cannot be read, or it does not take that size.
 
-    Example:
+    Examples:
         >>> network = cnnedge.inspect_model("digits/model.fp32.onnx")
         >>> network.layers[-1].name, network.params, network.macs
         ('softmax', 35986, 1794528)

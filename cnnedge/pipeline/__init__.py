@@ -107,7 +107,7 @@ def export_bundle(
     Raises:
         CnnEdgeError: anything that stops it; nothing is left half-written.
 
-    Example:
+    Examples:
         >>> recipe = cnnedge.make_recipe(
         ...     model="digits.keras", precision=("fp16",), bench_seconds=0.1
         ... )

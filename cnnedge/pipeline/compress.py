@@ -143,7 +143,7 @@ def compress_model(
     Raises:
         CnnEdgeError: as `resolve` and `compress`, or the files cannot be written.
 
-    Example:
+    Examples:
         >>> report, warnings = cnnedge.compress_model(
         ...     cnnedge.make_recipe(model="digits.keras", bench_seconds=0.1),
         ...     "small.keras",

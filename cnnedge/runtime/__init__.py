@@ -58,7 +58,7 @@ log = logging.getLogger("cnnedge")
 class Prediction:
     """One answer: a label, its index in the output, and its probability (0…1).
 
-    Example:
+    Examples:
         >>> cnnedge.Prediction("cat", 281, 0.93).label
         'cat'
     """
@@ -77,7 +77,7 @@ class Classifier:
         choice: The variant that runs, and why this one.
         provider: What really runs it: an ONNX Runtime provider, or a library with its version.
 
-    Example:
+    Examples:
         >>> with cnnedge.load("digits") as classify:
         ...     best = classify("four.png", top=1)[0]
         >>> best.label, best.probability > 0.5
@@ -267,7 +267,7 @@ def load(
         MissingExtraError: the runtime is not installed.
         BackendError: the runtime cannot load the model, or would not run it where asked.
 
-    Example:
+    Examples:
         >>> classify = cnnedge.load("digits", variant="fp32")
         >>> classify("four.png")[0].label
         '4'

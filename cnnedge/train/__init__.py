@@ -58,7 +58,7 @@ class TrainOptions:
     Raises:
         ModelError: a number is out of its range.
 
-    Example:
+    Examples:
         >>> cnnedge.TrainOptions(epochs=5).rate_for("vgg16")
         0.0001
     """
@@ -173,7 +173,7 @@ def train_model(
         DataError: a class has too few images to validate on.
         CnnEdgeError: ``out`` cannot be written, or the disk is too full.
 
-    Example:
+    Examples:
         >>> result = cnnedge.train_model(
         ...     "alexnet_v2",
         ...     cnnedge.open_source("signs:200"),
