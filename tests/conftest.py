@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Every core runs a part of the suite already; small networks gain nothing from more threads.
+for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
 
 from pathlib import Path
 
@@ -25,6 +28,44 @@ def quiet_machine():
         patch.setattr("cnnedge.benchmark.load.read_cpu_times", lambda: None)
         for module in ("rows", "interleaved"):
             patch.setattr(f"cnnedge.benchmark.{module}.instabilities", lambda *of: [])
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_spinning():
+    """Let ONNX Runtime's threads sleep between calls; others have work for the cores meanwhile."""
+    from cnnedge.backends import onnxruntime as backend
+
+    whole = backend._options
+
+    def sleeping(threads):
+        options = whole(threads)
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        return options
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "_options", sleeping)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def brief_timing():
+    """Let an export and a compression time its graphs for a moment: no test asserts a time.
+
+    It would be most of what the suite takes. How blocks take turns is tested where this is undone.
+    """
+    from cnnedge.benchmark import interleaved
+
+    whole = interleaved.measure_interleaved
+
+    def brief(contestants, *, seconds, **others):
+        return whole(contestants, seconds=min(seconds, 0.05), **others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interleaved, "measure_interleaved", brief)
+        for name, value in {"WARM_UP_SECONDS": 0.0, "SETTLE_SECONDS": 0.0, "BLOCK": 4}.items():
+            patch.setattr(interleaved, name, value)
+        patch.setattr("cnnedge.benchmark.load.LOOK_SECONDS", 0.0)
         yield
 
 

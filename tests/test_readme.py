@@ -43,6 +43,7 @@ def test_the_tour_runs_as_it_stands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tour = next(block for block in blocks("sh") if "cnnedge train" in block)
     for line in tour.splitlines():
+        line = re.sub(r"--epochs \d+", "--epochs 2", line)  # how long it learns is not of interest
         result = CliRunner().invoke(main, shlex.split(line)[1:])
         assert result.exit_code == 0, (line, result.output, result.exception)
     (snippet,) = blocks("python")

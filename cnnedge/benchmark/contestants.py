@@ -156,10 +156,7 @@ def enter(bundle: Bundle, entry: ModelEntry, suite: Suite, converted: Mapping[st
 
     Raises:
         BackendError: a runtime was asked for that there is not.
-        ModelError: the reference is no .keras file.
     """
-    if entry.reference is not None:
-        _require_keras_file(entry.reference)
     found: list[Contestant] = []
     left_out: list[tuple[str, str]] = []
     for runtime in _runtimes(entry, suite):
@@ -205,7 +202,12 @@ def _require(runtime: str) -> None:
         raise MissingExtraError(package, extra, purpose=f"the runtime {runtime}")
 
 
-def _require_keras_file(reference: Path) -> None:
+def require_reference(reference: Path) -> None:
+    """Refuse a reference that is no `.keras` file.
+
+    Raises:
+        ModelError: it is none; the message says what it is.
+    """
     if (found := kind_of(reference)) == "not there":
         raise ModelError(f"no model file {reference}", fix="check the path")
     if found != "a Keras model":

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cnnedge.benchmark.accuracy import Answers, alive
-from cnnedge.benchmark.contestants import ON_GPU, enter, litert_jobs
+from cnnedge.benchmark.contestants import ON_GPU, enter, litert_jobs, require_reference
 from cnnedge.benchmark.document import KIND, SCHEMA, Measured, model_document, whole_doubt
 from cnnedge.benchmark.environment import (
     conditions,
@@ -121,6 +121,8 @@ def _measure(
     if entry.scenarios is not None:
         suite = replace(suite, scenarios=entry.scenarios)
     bundle = open_bundle(entry.bundle)
+    if entry.reference is not None:
+        require_reference(entry.reference)  # before a peer's converter takes seconds to refuse it
     found = Measured(bundle, entry)
     dataset, test = _data(bundle, entry, suite, progress, on_data)
     with scratch_folder() as scratch:

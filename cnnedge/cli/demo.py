@@ -9,11 +9,7 @@ from pathlib import Path
 
 import click
 
-from cnnedge.cli.shell import (
-    command,
-    main,
-    say,
-)
+from cnnedge.cli.shell import command, main, say
 from cnnedge.cli.show import print_json
 
 

@@ -8,11 +8,7 @@ from typing import Any
 
 import click
 
-from cnnedge.cli.shell import (
-    command,
-    main,
-    say,
-)
+from cnnedge.cli.shell import command, main, say
 from cnnedge.cli.show import print_json
 
 

@@ -7,11 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cnnedge.cli.shell import (
-    command,
-    main,
-    say,
-)
+from cnnedge.cli.shell import command, main, say
 from cnnedge.cli.show import print_json
 from cnnedge.errors import GateError, SignatureError
 

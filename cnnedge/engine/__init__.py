@@ -35,8 +35,7 @@ if TYPE_CHECKING:
     from cnnedge.backends.tensorrt import BuiltPlan, Library
     from cnnedge.engine.check import EngineReport
 
-# What is built unless variants are named: what one would deploy. FP32 is for comparison.
-# What plans are built of, where nothing is named.
+# What plans are built of unless variants are named: what one would deploy. FP32 is for comparison.
 DEPLOYED = {"tensorrt": ("int8-trt", "fp16"), "rtx": ("fp16",)}
 
 

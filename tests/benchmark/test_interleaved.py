@@ -6,16 +6,28 @@ import math
 
 import pytest
 
+from cnnedge.benchmark import interleaved
 from cnnedge.benchmark.environment import lacking
 from cnnedge.benchmark.interleaved import (
     BLOCK,
     FEWEST_ROUNDS,
     SETTLE,
     SETTLE_SECONDS,
+    WARM_UP_SECONDS,
     Benchmark,
     measure_interleaved,
 )
 from cnnedge.machine import Machine
+
+
+@pytest.fixture(autouse=True)
+def as_users_have_it(monkeypatch):
+    for name, value in {
+        "WARM_UP_SECONDS": WARM_UP_SECONDS,
+        "SETTLE_SECONDS": SETTLE_SECONDS,
+    }.items():
+        monkeypatch.setattr(interleaved, name, value)
+    monkeypatch.setattr(interleaved, "BLOCK", BLOCK)
 
 
 class FakeClock:
