@@ -43,7 +43,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --durations=25 -rfE
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info
