@@ -179,7 +179,7 @@ def test_corrected_biases_undo_the_shift(hard_model, held_out, tmp_path):
     # The runtime's real sums are looked at: without an int8 dot product full-range ones saturate.
     target = CPU if this_machine().has_int8_dot_product else CPU_REDUCED
     plan, ranges, before = noise_of(graph, target, held_out[:32], tmp_path)
-    corrected = correct_bias(graph, before)
+    corrected = correct_bias(graph, before).model
     quantized = quantize(corrected, plan, ranges).model
     plain = quantize(graph, plan, ranges).model
     first = next(n for n in graph.graph if n.name == "conv1/relu").outputs[0].name
@@ -224,7 +224,8 @@ def gate_of(graph, tested, max_drop=0.5):
 
 def guarded(graph, target, held_out, evaluate, folder, **options):
     seen = calibrate(graph, everything_in(graph), held_out, folder)
-    return hold_gate(graph, target, seen, lambda: iter(held_out), evaluate, folder, **options)
+    plan = make_plan(graph, target)
+    return hold_gate(graph, plan, seen, lambda: iter(held_out), evaluate, folder, **options)
 
 
 @pytest.mark.parametrize("target", TARGETS)

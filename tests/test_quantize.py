@@ -106,7 +106,7 @@ def test_the_uint8_image_is_taken_without_loss(toy_int8):
 def test_the_head_stays_float(toy_graph):
     plan = make_plan(toy_graph, CPU)
     assert plan.skipped == {"fc2": "10 outputs, fewer than 16"}
-    assert plan.compute == ["conv1", "conv2", "conv3", "fc1"]
+    assert plan.compute == ("conv1", "conv2", "conv3", "fc1")
 
 
 def test_layers_can_be_kept_float(toy_graph, digits, digit_contract, tmp_path):

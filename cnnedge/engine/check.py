@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cnnedge.backends.tensorrt.layers import (
     UNKNOWN,
@@ -19,8 +19,11 @@ from cnnedge.backends.tensorrt.layers import (
     EngineLayer,
     EngineTensor,
 )
-from cnnedge.graph.edit import constant
-from cnnedge.graph.precision import WeightedLayer, shares, weighted_layers
+from cnnedge.graph.edit import constant, made_by, name_of, optional_operand
+from cnnedge.graph.precision import WeightedLayer, dtype_name, shares, weighted_layers
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 _FLOATS = ("float32", "float16", "bfloat16")
 _MULTIPLIED = {*_FLOATS, "int8", "float8"}  # what kernels of weights come in
@@ -89,7 +92,7 @@ class EngineReport:
 
 
 def check_engine(
-    model: Any,
+    model: ir.Model,
     description: EngineDescription,
     *,
     profiles: int,
@@ -214,28 +217,27 @@ def _fusion_violations(fusions: Sequence[Fusion]) -> Iterator[str]:
             yield f"{fusion.convolution}: {fusion.activation} was built as a kernel of its own"
 
 
-def _tensor_violations(model: Any, description: EngineDescription) -> Iterator[str]:
+def _tensor_violations(model: ir.Model, description: EngineDescription) -> Iterator[str]:
     """Compare the names and types of inputs and outputs."""
-    ours = {v.name: v.dtype.name.lower() for v in (*model.graph.inputs, *model.graph.outputs)}
     theirs = {tensor.name: tensor.dtype for tensor, _ in description.tensors}
-    for name, dtype in ours.items():
-        asked = "float32" if dtype == "float" else dtype
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        name, asked = name_of(value), "?" if value.dtype is None else dtype_name(value.dtype)
         if theirs.get(name) != asked:
             yield f"{name}: {asked} in the graph, {theirs.get(name, 'missing')} in the engine"
 
 
-def _activations(model: Any) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+def _activations(model: ir.Model) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """Yield each convolution with a Relu behind it: their names, and any quantizers between."""
     for node in model.graph:
         if node.op_type != "Relu":
             continue
-        between = []
-        before = node.inputs[0].producer()
-        while before is not None and before.op_type in {"QuantizeLinear", "DequantizeLinear"}:
-            between.append(before.name)
-            before = before.inputs[0].producer()
-        if before is not None and before.op_type == "Conv":
-            yield before.name, node.name, tuple(between)
+        between: list[str] = []
+        value = node.inputs[0]
+        while (pair := made_by(value, "QuantizeLinear", "DequantizeLinear")) is not None:
+            between.append(name_of(pair))
+            value = pair.inputs[0]
+        if (before := made_by(value, "Conv")) is not None:
+            yield name_of(before), name_of(node), tuple(between)
 
 
 def _fusion(
@@ -252,19 +254,19 @@ def _fusion(
     return Fusion(convolution, activation, "a second pass" if behind else "apart")
 
 
-def refusal_causes(model: Any) -> dict[str, str]:
+def refusal_causes(model: ir.Model) -> dict[str, str]:
     """Return for each node that TensorRT may refuse what about it is the cause, in words.
 
     Asked for where a parser refused one of them: its own message names the node, not our reason.
     """
-    return {node.name: cause for node in model.graph if (cause := _refusal_cause(node))}
+    return {name_of(node): cause for node in model.graph if (cause := _refusal_cause(node))}
 
 
-def _refusal_cause(node: Any) -> str | None:
+def _refusal_cause(node: ir.Node) -> str | None:
     if node.domain not in {"", "ai.onnx"}:
         return f"{node.op_type} is ONNX Runtime's own operation: build int8-trt or fp16 instead"
     if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
-        zero = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        zero = constant(optional_operand(node, 2))
         if zero is not None and zero.any():
             return (
                 f"its zero point is {int(zero.reshape(-1)[0])}, as CPUs want it: "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from cnnedge.errors import MissingExtraError
 from cnnedge.export.contract import (
@@ -15,10 +15,15 @@ from cnnedge.export.contract import (
 )
 from cnnedge.export.fold import fold
 from cnnedge.export.trace import classifier_shape, trace
+from cnnedge.graph.edit import made_by
 from cnnedge.graph.opset import lowest_opset
 from cnnedge.graph.write import write_onnx
 from cnnedge.head import PROBABILITIES, synthetic_images
 from cnnedge.image import ImageContract
+
+if TYPE_CHECKING:
+    import keras
+    import onnx_ir as ir
 
 # What onnxruntime 1.10 (2021) and every runtime since can read.
 IR_VERSION = 8
@@ -33,12 +38,12 @@ class ExportedGraph:
         emitted: What the Keras network gives: "probabilities", or "logits" (a softmax was added).
     """
 
-    model: Any
+    model: ir.Model
     emitted: str
 
 
 def export_onnx(
-    model: Any,
+    model: keras.Model,
     *,
     name: str,
     labels: tuple[str, ...],
@@ -87,13 +92,11 @@ def export_onnx(
     return ExportedGraph(graph, emits)
 
 
-def _ask(model: Any, graph: Any, image: ImageContract, normalization: str) -> str:
+def _ask(model: keras.Model, graph: ir.Model, image: ImageContract, normalization: str) -> str:
     """Return what a network gives, by its answers unless it ends in a softmax over its classes."""
-    last = graph.graph.outputs[0].producer()
-    if last is not None and last.op_type == "Softmax":
-        axis = last.attributes.get("axis")  # left out, it is the last one
-        if axis is None or axis.as_int() in (-1, 1):
-            return PROBABILITIES
+    last = made_by(graph.graph.outputs[0], "Softmax")
+    if last is not None and last.attributes.get_int("axis", -1) in (-1, 1):
+        return PROBABILITIES
     from cnnedge.backends.keras import read_emits
 
     return read_emits(model, synthetic_images(image.shape), normalization)

@@ -9,31 +9,38 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cnnedge.export.layout import NHWC_TO_NCHW
 from cnnedge.export.trace import layer_in
 from cnnedge.graph.edit import (
+    NHWC_TO_NCHW,
+    WEIGHTED_OR_TRANSPOSED,
     all_nodes,
     attribute_ints,
     initializer,
     rename_initializer,
-    settle_names,
+    shape_of,
     single_consumer,
 )
+from cnnedge.graph.image_part import BGR, CAST, NCHW, SCALE, SHIFT
+from cnnedge.graph.passes import graph_pass, infer_shapes, named_in_errors, settle_names
 from cnnedge.head import LOGITS
 from cnnedge.image import NORMALIZATIONS, ImageContract
 from cnnedge.metadata import META_IMAGE, META_LABELS, META_MODEL, META_VERSION
 from cnnedge.version import __version__
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 INPUT = "image"
 OUTPUT = "probabilities"
 _BATCH = 7919  # a prime that is no size of anything else
 
 
-def take_uint8(model: Any, image: ImageContract, normalization: str) -> list[Any]:
+@named_in_errors
+def take_uint8(model: ir.Model, image: ImageContract, normalization: str) -> list[ir.Node]:
     """Make the graph take raw uint8 images: cast, NCHW, and the network's own normalization.
 
     The cast comes first because TensorRT wants a uint8 input cast before anything else.
@@ -53,21 +60,22 @@ def take_uint8(model: Any, image: ImageContract, normalization: str) -> list[Any
     # Where the network begins by going to NCHW, as every traced convolution does, normalize
     # behind that Transpose; a network that looks at the NHWC image first is left its layout.
     transpose = single_consumer(old)
-    to_nchw = transpose is not None and _goes_to_nchw(transpose, image.channels)
-    nodes = [ir.node("Cast", [new], {"to": ir.DataType.FLOAT}, name="image/cast")]
-    if to_nchw:
+    if transpose is not None and not _goes_to_nchw(transpose, image.channels):
+        transpose = None
+    nodes = [ir.node("Cast", [new], {"to": ir.DataType.FLOAT}, name=CAST)]
+    if transpose is not None:
         last = nodes[-1].outputs[0]
-        nodes.append(ir.node("Transpose", [last], {"perm": NHWC_TO_NCHW}, name="image/nchw"))
-    channel_axis = 1 if to_nchw else 3
+        nodes.append(ir.node("Transpose", [last], {"perm": NHWC_TO_NCHW}, name=NCHW))
+    channel_axis = 3 if transpose is None else 1
     spec = NORMALIZATIONS[normalization]
     if spec.bgr and image.channels == 3:
-        order = initializer(model, "image/bgr/order", np.array([2, 1, 0], np.int64))
+        order = initializer(model, f"{BGR}/order", np.array([2, 1, 0], np.int64))
         attributes = {"axis": channel_axis}
         last = nodes[-1].outputs[0]
-        nodes.append(ir.node("Gather", [last, order], attributes, name="image/bgr"))
+        nodes.append(ir.node("Gather", [last, order], attributes, name=BGR))
     for op_type, name, values, neutral in (
-        ("Mul", "image/scale", spec.scale, 1.0),
-        ("Add", "image/shift", spec.offset, 0.0),
+        ("Mul", SCALE, spec.scale, 1.0),
+        ("Add", SHIFT, spec.offset, 0.0),
     ):
         if all(v == neutral for v in values):
             continue
@@ -77,18 +85,19 @@ def take_uint8(model: Any, image: ImageContract, normalization: str) -> list[Any
         operand = initializer(model, f"{name}/value", array.reshape(shape))
         nodes.append(ir.node(op_type, [nodes[-1].outputs[0], operand], name=name))
     _describe_preprocessing(nodes, image)
-    replaced = transpose.outputs[0] if to_nchw and transpose is not None else old
+    replaced = old if transpose is None else transpose.outputs[0]
     replaced.replace_all_uses_with(nodes[-1].outputs[0])
     first = next(iter(graph))
     graph.insert_before(first, nodes)
-    if to_nchw:
+    if transpose is not None:
         graph.remove(transpose, safe=True)
     graph.inputs.remove(old)
     graph.inputs.append(new)
     return nodes
 
 
-def take_float32(model: Any, image: ImageContract) -> None:
+@graph_pass
+def take_float32(model: ir.Model, image: ImageContract) -> None:
     """Keep the Keras graph's own signature: float32 ``[N, H, W, C]``, already normalized."""
     import onnx_ir as ir
 
@@ -97,7 +106,8 @@ def take_float32(model: Any, image: ImageContract) -> None:
     value.shape = ir.Shape(["N", image.height, image.width, image.channels])
 
 
-def give_probabilities(model: Any, classes: int, emits: str) -> None:
+@graph_pass
+def give_probabilities(model: ir.Model, classes: int, emits: str) -> None:
     """Make the output ``probabilities`` float32 ``[N, classes]``, with a softmax behind logits.
 
     Args:
@@ -118,7 +128,8 @@ def give_probabilities(model: Any, classes: int, emits: str) -> None:
     output.shape = ir.Shape(["N", classes])
 
 
-def write_names(model: Any, layers: frozenset[str], named: Sequence[Any] = ()) -> None:
+@graph_pass
+def write_names(model: ir.Model, layers: frozenset[str], named: Sequence[ir.Node] = ()) -> None:
     """Name nodes, results and weights after the model's own layers: ``conv2_1``, ``fc1/relu``.
 
     Args:
@@ -128,7 +139,7 @@ def write_names(model: Any, layers: frozenset[str], named: Sequence[Any] = ()) -
     """
     import onnx_ir as ir
 
-    taken: set[str] = {INPUT, OUTPUT, *(node.name for node in named)}
+    taken: set[str | None] = {INPUT, OUTPUT, *(node.name for node in named)}
     done = {id(value) for node in named for value in node.inputs}
     batched = _batch_first(model)
     for node in all_nodes(model):
@@ -147,31 +158,31 @@ def write_names(model: Any, layers: frozenset[str], named: Sequence[Any] = ()) -
                 value.shape = ir.Shape([first, *value.shape.dims[1:]])
             if not value.is_graph_output():  # of a body
                 value.name = node.name if index == 0 else f"{node.name}:{index}"
-        roles = ("weight", "bias") if node.op_type in _WEIGHTED else ("value",) * len(node.inputs)
-        for role, value in zip(roles, list(node.inputs)[1:], strict=False):
-            if value is None or not value.is_initializer() or id(value) in done:
+        has_kernel = node.op_type in WEIGHTED_OR_TRANSPOSED
+        roles = ("weight", "bias") if has_kernel else ("value",) * len(node.inputs)
+        for role, fixed in zip(roles, list(node.inputs)[1:], strict=False):
+            if fixed is None or not fixed.is_initializer() or id(fixed) in done:
                 continue
-            rename_initializer(value.graph, value, _unique(f"{node.name}/{role}", taken))
-            done.add(id(value))  # what several layers share is the first one's
+            rename_initializer(fixed, _unique(f"{node.name}/{role}", taken))
+            done.add(id(fixed))  # what several layers share is the first one's
     settle_names(model)
 
 
-def _batch_first(model: Any) -> set[Any]:
+def _batch_first(model: ir.Model) -> set[ir.Value]:
     """Return the values whose first axis is the batch: with a batch of so many it is so long.
 
     One name for two lengths would be a lie that runtimes plan their memory by.
     """
     import onnx_ir as ir
-    import onnx_ir.passes.common as passes
 
     settle_names(model)  # shapes are inferred by name
     copy = model.clone()
     (image,) = copy.graph.inputs
-    image.shape = ir.Shape([_BATCH, *image.shape.dims[1:]])
+    image.shape = ir.Shape([_BATCH, *shape_of(image).dims[1:]])
     for node in all_nodes(copy):
         for value in node.outputs:
             value.shape = None
-    passes.ShapeInferencePass()(copy)
+    infer_shapes(copy)
     return {
         ours
         for node, its in zip(all_nodes(model), all_nodes(copy), strict=True)
@@ -180,7 +191,9 @@ def _batch_first(model: Any) -> set[Any]:
     }
 
 
-def write_metadata(model: Any, *, name: str, labels: tuple[str, ...], image: ImageContract) -> None:
+def write_metadata(
+    model: ir.Model, *, name: str, labels: tuple[str, ...], image: ImageContract
+) -> None:
     """Put the labels and the image contract where an app without cnnedge can read them."""
     model.metadata_props.clear()
     model.metadata_props.update(
@@ -195,7 +208,7 @@ def write_metadata(model: Any, *, name: str, labels: tuple[str, ...], image: Ima
     model.graph.name = name
 
 
-def _goes_to_nchw(node: Any, channels: int) -> bool:
+def _goes_to_nchw(node: ir.Node, channels: int) -> bool:
     """Tell whether a node turns the NHWC image to NCHW; for one channel a Reshape does."""
     if node.op_type == "Transpose":
         return attribute_ints(node, "perm") == NHWC_TO_NCHW
@@ -205,7 +218,7 @@ def _goes_to_nchw(node: Any, channels: int) -> bool:
     return shape[1] == 1
 
 
-def _describe_preprocessing(nodes: list[Any], image: ImageContract) -> None:
+def _describe_preprocessing(nodes: list[ir.Node], image: ImageContract) -> None:
     """State the shape and type of each result, so that later passes need not infer them."""
     import onnx_ir as ir
 
@@ -218,9 +231,8 @@ def _describe_preprocessing(nodes: list[Any], image: ImageContract) -> None:
         node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
 
 
-_WEIGHTED = {"Conv", "Gemm", "MatMul", "ConvTranspose"}
 _MAIN = {
-    *_WEIGHTED,
+    *WEIGHTED_OR_TRANSPOSED,
     "MaxPool",
     "AveragePool",
     "GlobalAveragePool",
@@ -231,14 +243,14 @@ _MAIN = {
 }
 
 
-def _layer_name(node: Any, layers: frozenset[str]) -> str:
+def _layer_name(node: ir.Node, layers: frozenset[str]) -> str:
     """Return the path of the layer that a node comes from; empty where nothing tells."""
     # A node that the converter made by merging two keeps a name of the layer in its operands.
     candidates = [node.name, node.outputs[0].name, *(v.name for v in node.inputs[1:] if v)]
     return next((path for name in candidates if (path := layer_in(name or "", layers))), "")
 
 
-def _unique(name: str, taken: set[str]) -> str:
+def _unique(name: str, taken: set[str | None]) -> str:
     unique, suffix = name, 1
     while unique in taken:
         suffix += 1

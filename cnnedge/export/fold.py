@@ -1,6 +1,7 @@
 """Bind the weights into a skeleton and fold away what the converter leaves around them.
 
-Every pass takes an ``onnx_ir.Model`` and changes it in place; `fold` names their order. Matching is
+Every pass takes an ``onnx_ir.Model``, changes it in place and says whether it did; `fold` names
+their order. Matching is
 by what a node computes, never by its name, so a user's own model gets the same treatment as the
 built-in ones. What does not match is left as it is: slower, never wrong.
 """
@@ -8,34 +9,44 @@ built-in ones. What does not match is left as it is: slower, never wrong.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
+from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cnnedge.export.layout import NCHW_TO_NHWC, keep_nchw
+from cnnedge.export.layout import keep_nchw
 from cnnedge.export.trace import Skeleton
 from cnnedge.graph.edit import (
+    NCHW_TO_NHWC,
     all_nodes,
     attribute_ints,
     constant,
+    describe_like,
     erase,
     initializer,
     inner_graphs,
+    made_by,
     main_nodes,
+    name_of,
+    operand,
+    optional_operand,
     replace_node,
     required_constant,
+    shape_of,
     single_consumer,
 )
+from cnnedge.graph.passes import drop_unused_nodes, graph_pass, infer_shapes, sort_nodes
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
-def fold(skeleton: Skeleton) -> Any:
+def fold(skeleton: Skeleton) -> ir.Model:
     """Return the skeleton as an ``onnx_ir.Model`` with its weights bound and folded."""
     import onnx_ir as ir
-    import onnx_ir.passes.common as passes
 
     model = ir.from_proto(skeleton.proto)
-    passes.ShapeInferencePass()(model)
+    infer_shapes(model)
     fix_reshape_targets(model)
     bind_weights(model, skeleton.weights)
     free_loops_of_constants(model)
@@ -50,12 +61,13 @@ def fold(skeleton: Skeleton) -> Any:
     fuse_dense(model)
     fold_constants(model)
     drop_identities(model)
-    passes.RemoveUnusedNodesPass()(model)
-    passes.TopologicalSortPass()(model)
+    drop_unused_nodes(model)
+    sort_nodes(model)
     return model
 
 
-def fix_reshape_targets(model: Any) -> None:
+@graph_pass
+def fix_reshape_targets(model: ir.Model) -> None:
     """Give a Reshape whose result is known but for the batch a constant target.
 
     Keras' Flatten arrives as Shape, Gather, Cast, Slice, Concat and Cast around one Reshape.
@@ -71,19 +83,22 @@ def fix_reshape_targets(model: Any) -> None:
             node.replace_input_with(1, initializer(model, name, target))
 
 
-def bind_weights(model: Any, weights: dict[str, np.ndarray]) -> None:
+@graph_pass
+def bind_weights(model: ir.Model, weights: dict[str, np.ndarray]) -> None:
     """Turn the skeleton's weight inputs into initializers."""
     import onnx_ir as ir
 
     graph = model.graph
     for value in list(graph.inputs):
-        if value.name in weights:
+        name = name_of(value)
+        if name in weights:
             graph.inputs.remove(value)
-            value.const_value = ir.tensor(weights[value.name], name=value.name)
+            value.const_value = ir.tensor(weights[name], name=name)
             graph.register_initializer(value)
 
 
-def free_loops_of_constants(model: Any) -> None:
+@graph_pass
+def free_loops_of_constants(model: ir.Model) -> None:
     """Let a loop's body read what never changes from outside, and not from its state.
 
     The converter carries a recurrent layer's weights from step to step.
@@ -105,45 +120,46 @@ def free_loops_of_constants(model: Any) -> None:
         inputs = [value for i, value in enumerate(loop.inputs) if i - 2 not in fixed]
         for i in reversed(fixed):
             body.outputs.pop(1 + i)
-            inside, outside = body.inputs.pop(2 + i), loop.inputs[2 + i]
+            inside, outside = body.inputs.pop(2 + i), operand(loop, 2 + i)
             inside.replace_all_uses_with(outside)
             loop.outputs[i].replace_all_uses_with(outside, replace_graph_outputs=True)
         new = ir.node("Loop", inputs, num_outputs=len(kept), name=loop.name)
         for ours, theirs in zip(new.outputs, kept, strict=True):
-            ours.name, ours.shape, ours.type = theirs.name, theirs.shape, theirs.type
+            describe_like(ours, theirs)
             theirs.replace_all_uses_with(ours, replace_graph_outputs=True)
         new.attributes["body"] = loop.attributes.pop("body")
         model.graph.insert_before(loop, new)
-        erase(model, loop)
+        erase(loop)
 
 
-def fold_constants(model: Any) -> None:
+@graph_pass
+def fold_constants(model: ir.Model) -> None:
     """Evaluate every node whose inputs are all constants, with ONNX's own reference."""
     for node in list(all_nodes(model)):
         if node.op_type in {"QuantizeLinear", "DequantizeLinear"} or not node.inputs:
             continue
         if any(inner_graphs(node)):
             continue  # a loop or a branch reads more than its inputs
-        arrays = [constant(value) if value is not None else None for value in node.inputs]
-        known = all(a is not None for a, v in zip(arrays, node.inputs, strict=True) if v)
+        known = all(constant(value) is not None for value in node.inputs if value is not None)
         if not known or any(output.is_graph_output() for output in node.outputs):
             continue
-        for output, array in zip(node.outputs, _evaluate(model, node, arrays), strict=True):
+        for output, array in zip(node.outputs, _evaluate(model, node), strict=True):
             folded = initializer(model, output.name or "folded", np.asarray(array))
             output.replace_all_uses_with(folded)
-        erase(model, node)
+        erase(node)
 
 
-def fold_batch_norm(model: Any) -> None:
+@graph_pass
+def fold_batch_norm(model: ir.Model) -> None:
     """Rewrite BatchNormalization as a scale and a shift (Ioffe & Szegedy 2015, algorithm 2)."""
     for node in main_nodes(model, "BatchNormalization"):
         parameters = [constant(value) for value in node.inputs[1:5]]
         if any(p is None for p in parameters) or len(node.outputs) > 1:
             continue
         gamma, beta, mean, variance = (np.asarray(p, np.float64) for p in parameters)
-        epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
+        epsilon = node.attributes.get_float("epsilon", 1e-5)
         scale = gamma / np.sqrt(variance + epsilon)
-        spatial = (1, -1, *([1] * (len(node.inputs[0].shape.dims) - 2)))
+        spatial = (1, -1, *([1] * (len(shape_of(operand(node, 0))) - 2)))
         name = node.outputs[0].name
         scaled = replace_node(
             model, node, "Mul", [node.inputs[0], _reshaped(model, f"{name}/scale", scale, spatial)]
@@ -152,21 +168,20 @@ def fold_batch_norm(model: Any) -> None:
         _insert_after(model, scaled, "Add", shifted)
 
 
-def fold_padding(model: Any) -> None:
+@graph_pass
+def fold_padding(model: ir.Model) -> None:
     """Fold a Pad with zeros around the image into the convolution that alone follows it."""
     import onnx_ir as ir
 
     for pad in main_nodes(model, "Pad"):
         conv, pads = single_consumer(pad.outputs[0]), constant(pad.inputs[1])
-        value = constant(pad.inputs[2]) if len(pad.inputs) > 2 else None
-        mode = pad.attributes["mode"].as_string() if "mode" in pad.attributes else "constant"
+        value = constant(optional_operand(pad, 2))
+        mode = pad.attributes.get_string("mode", "constant")
         is_zero = mode == "constant" and (value is None or not np.any(value))
         if conv is None or conv.op_type != "Conv" or pads is None or pads.size != 8 or not is_zero:
             continue
         around = pads.reshape(2, 4)
-        explicit = "auto_pad" not in conv.attributes or (
-            conv.attributes["auto_pad"].as_string() in {"NOTSET", "VALID"}
-        )
+        explicit = conv.attributes.get_string("auto_pad", "NOTSET") in {"NOTSET", "VALID"}
         if around[:, :2].any() or (around < 0).any() or not explicit:
             continue
         own = attribute_ints(conv, "pads") or [0, 0, 0, 0]
@@ -174,10 +189,11 @@ def fold_padding(model: Any) -> None:
         conv.attributes.pop("auto_pad", None)
         conv.attributes["pads"] = ir.AttrInt64s("pads", [int(p) for p in total])
         conv.replace_input_with(0, pad.inputs[0])
-        erase(model, pad)
+        erase(pad)
 
 
-def fold_scale_and_shift(model: Any) -> None:
+@graph_pass
+def fold_scale_and_shift(model: ir.Model) -> None:
     """Fold a per-channel Mul or Add behind a Conv into the convolution's weights and bias."""
     for conv in main_nodes(model, "Conv"):
         while (node := single_consumer(conv.outputs[0])) is not None:
@@ -187,11 +203,11 @@ def fold_scale_and_shift(model: Any) -> None:
             weight = constant(conv.inputs[1])
             if factor is None or weight is None:
                 break
-            per_channel = _per_channel(factor, weight.shape[0], len(conv.outputs[0].shape.dims))
+            per_channel = _per_channel(factor, weight.shape[0], len(shape_of(conv.outputs[0])))
             subtracted_from = node.op_type == "Sub" and node.inputs[0] is not conv.outputs[0]
             if per_channel is None or subtracted_from:
                 break
-            bias = constant(conv.inputs[2]) if len(conv.inputs) > 2 else None
+            bias = constant(optional_operand(conv, 2))
             bias = np.zeros(weight.shape[0], weight.dtype) if bias is None else bias
             if node.op_type == "Mul":
                 weight = weight * per_channel.reshape(-1, *([1] * (weight.ndim - 1)))
@@ -208,28 +224,29 @@ def fold_scale_and_shift(model: Any) -> None:
             for index, value in enumerate(new_inputs):
                 conv.replace_input_with(index, value)
             node.outputs[0].replace_all_uses_with(conv.outputs[0], replace_graph_outputs=True)
-            erase(model, node)
+            erase(node)
 
 
-def name_pooling(model: Any) -> None:
+@graph_pass
+def name_pooling(model: ir.Model) -> None:
     """Write a mean or maximum over both spatial axes as the pooling that runtimes know."""
     import onnx_ir as ir
 
     pools = {"ReduceMean": "GlobalAveragePool", "ReduceMax": "GlobalMaxPool"}
     for node in main_nodes(model, *pools):
         axes = attribute_ints(node, "axes")
-        if axes is None and len(node.inputs) > 1:
-            folded = constant(node.inputs[1])
+        if axes is None:
+            folded = constant(optional_operand(node, 1))
             axes = None if folded is None else [int(a) for a in folded]
-        source = node.inputs[0]
-        keep = node.attributes["keepdims"].as_int() if "keepdims" in node.attributes else 1
+        source = operand(node, 0)
+        keep = node.attributes.get_int("keepdims", 1)
         if axes is None or source.shape is None or len(source.shape.dims) != 4:
             continue
         axes = sorted(axis % 4 for axis in axes)
-        transpose = source.producer()
-        in_nhwc = transpose is not None and transpose.op_type == "Transpose"
-        if in_nhwc and attribute_ints(transpose, "perm") == NCHW_TO_NHWC and not keep:
-            source, axes = transpose.inputs[0], [{1: 2, 2: 3, 3: 1}.get(a, a) for a in axes]
+        transpose = made_by(source, "Transpose")
+        in_nhwc = transpose is not None and attribute_ints(transpose, "perm") == NCHW_TO_NHWC
+        if transpose is not None and in_nhwc and not keep:
+            source, axes = operand(transpose, 0), [{1: 2, 2: 3, 3: 1}.get(a, a) for a in axes]
         if sorted(axes) != [2, 3]:
             continue
         pool = replace_node(model, node, pools[node.op_type], [source])
@@ -240,7 +257,8 @@ def name_pooling(model: Any) -> None:
                 pool.outputs[0].shape = ir.Shape([*flat.dims, 1, 1])
 
 
-def fold_flatten(model: Any) -> None:
+@graph_pass
+def fold_flatten(model: ir.Model) -> None:
     """Fold the NHWC Transpose before Flatten into the rows of the Dense layer behind it.
 
     Keras flattens ``[H, W, C]``, the ONNX graph holds ``[C, H, W]``: permuting the Dense kernel's
@@ -249,17 +267,17 @@ def fold_flatten(model: Any) -> None:
     for transpose in main_nodes(model, "Transpose"):
         if attribute_ints(transpose, "perm") != NCHW_TO_NHWC:
             continue
-        shape = transpose.inputs[0].shape
+        shape = operand(transpose, 0).shape
         reshape = single_consumer(transpose.outputs[0])
         if reshape is None or reshape.op_type not in {"Reshape", "Flatten"} or shape is None:
             continue
-        channels, height, width = shape.dims[1:]
-        flat = reshape.outputs[0].shape
-        size = _product(channels, height, width)
-        if size is None or flat is None or list(flat.dims[1:]) != [size]:
+        sizes = [d for d in shape.dims[1:] if isinstance(d, int)]
+        flat, size = reshape.outputs[0].shape, prod(sizes)
+        if len(sizes) < 3 or flat is None or list(flat.dims[1:]) != [size]:
             continue
-        dense = list(_dense_consumers(reshape.outputs[0]))
-        if not dense or any(node is None for node in dense):
+        channels, height, width = sizes
+        dense = _dense_consumers(reshape.outputs[0])
+        if not dense:
             continue
         for node in dense:
             kernel = required_constant(node.inputs[1])
@@ -269,34 +287,35 @@ def fold_flatten(model: Any) -> None:
         reshape.replace_input_with(0, transpose.inputs[0])
         if reshape.op_type == "Reshape":
             replace_node(model, reshape, "Flatten", [transpose.inputs[0]])
-        erase(model, transpose)
+        erase(transpose)
 
 
-def merge_reshapes(model: Any) -> None:
+@graph_pass
+def merge_reshapes(model: ir.Model) -> None:
     """Drop a Reshape whose result is only reshaped again, and write ``[N, …] → [N, k]`` as Flatten.
 
     Where an image has one pixel or one channel, the converter writes each Transpose as a Reshape.
     """
     for node in main_nodes(model, "Reshape", "Flatten"):
-        source = node.inputs[0].producer()
-        while source is not None and source.op_type == "Reshape":
+        while (source := made_by(node.inputs[0], "Reshape")) is not None:
             node.replace_input_with(0, source.inputs[0])
-            source = node.inputs[0].producer()
-        before, after = node.inputs[0].shape, node.outputs[0].shape
+        value = operand(node, 0)
+        before, after = value.shape, node.outputs[0].shape
         if node.op_type == "Flatten" or before is None or after is None:
             continue
         if list(before.dims[1:]) == list(after.dims[1:]):
-            node.outputs[0].replace_all_uses_with(node.inputs[0], replace_graph_outputs=True)
-            erase(model, node)
+            node.outputs[0].replace_all_uses_with(value, replace_graph_outputs=True)
+            erase(node)
             continue
         if len(after.dims) == 2 and _product(*before.dims[1:]) == after.dims[1]:
-            replace_node(model, node, "Flatten", [node.inputs[0]])
+            replace_node(model, node, "Flatten", [value])
 
 
-def fuse_dense(model: Any) -> None:
+@graph_pass
+def fuse_dense(model: ir.Model) -> None:
     """Write MatMul with a constant kernel, and the Add of its bias, as one Gemm."""
     for matmul in main_nodes(model, "MatMul"):
-        kernel, shape = constant(matmul.inputs[1]), matmul.inputs[0].shape
+        kernel, shape = constant(matmul.inputs[1]), operand(matmul, 0).shape
         if kernel is None or kernel.ndim != 2 or shape is None or len(shape.dims) != 2:
             continue
         inputs = list(matmul.inputs)
@@ -308,41 +327,45 @@ def fuse_dense(model: Any) -> None:
             name = f"{matmul.outputs[0].name}/bias"
             inputs.append(initializer(model, name, bias.reshape(-1)))
             add.outputs[0].replace_all_uses_with(matmul.outputs[0], replace_graph_outputs=True)
-            erase(model, add)
+            erase(add)
         replace_node(model, matmul, "Gemm", inputs)
 
 
-def drop_identities(model: Any) -> None:
+@graph_pass
+def drop_identities(model: ir.Model) -> None:
     """Drop the graph's own Identity nodes; in a branch one may stand for a value from outside."""
     for node in main_nodes(model, "Identity"):
-        value, result = node.inputs[0], node.outputs[0]
+        value, result = operand(node, 0), node.outputs[0]
         if result.is_graph_output() and (value.producer() is None or value.is_graph_output()):
             continue
         result.replace_all_uses_with(value, replace_graph_outputs=True)
-        erase(model, node)
+        erase(node)
 
 
-def _evaluate(model: Any, node: Any, arrays: list[Any]) -> list[Any]:
+def _evaluate(model: ir.Model, node: ir.Node) -> list[np.ndarray]:
     if node.op_type == "Transpose":  # by far the largest: a view, copied once when it is written
-        return [np.transpose(arrays[0], attribute_ints(node, "perm"))]
+        return [np.transpose(required_constant(node.inputs[0]), attribute_ints(node, "perm"))]
     import onnx_ir as ir
     from onnx.reference import ReferenceEvaluator
 
     proto = ir.to_proto(node)
     evaluator = ReferenceEvaluator(proto, opsets=dict(model.graph.opset_imports))
-    feeds = {v.name: a for v, a in zip(node.inputs, arrays, strict=True) if v is not None}
-    return evaluator.run(None, feeds)
+    feeds = {name_of(value): required_constant(value) for value in node.inputs if value is not None}
+    return list(evaluator.run(None, feeds))
 
 
-def _dense_consumers(value: Any) -> Iterator[Any]:
+def _dense_consumers(value: ir.Value) -> list[ir.Node]:
+    """Return the dense layers that read a value; none where anything else does."""
+    consumers = []
     for consumer, index in value.uses():
         kernel = constant(consumer.inputs[1]) if consumer.op_type == "MatMul" else None
-        yield consumer if index == 0 and kernel is not None and kernel.ndim == 2 else None
-    if value.is_graph_output():
-        yield None
+        if index != 0 or kernel is None or kernel.ndim != 2:
+            return []
+        consumers.append(consumer)
+    return [] if value.is_graph_output() else consumers
 
 
-def _other_constant(node: Any, value: Any) -> np.ndarray | None:
+def _other_constant(node: ir.Node, value: ir.Value) -> np.ndarray | None:
     others = [v for v in node.inputs if v is not value]
     return constant(others[0]) if len(others) == 1 else None
 
@@ -356,20 +379,21 @@ def _per_channel(array: np.ndarray, channels: int, rank: int) -> np.ndarray | No
     return array.reshape(-1) if padded == expected else None
 
 
-def _product(*sizes: Any) -> int | None:
-    return int(np.prod(sizes)) if all(isinstance(s, int) for s in sizes) else None
+def _product(*sizes: object) -> int | None:
+    known = [size for size in sizes if isinstance(size, int)]
+    return prod(known) if len(known) == len(sizes) else None
 
 
-def _reshaped(model: Any, name: str, array: np.ndarray, shape: tuple[int, ...]) -> Any:
+def _reshaped(model: ir.Model, name: str, array: np.ndarray, shape: tuple[int, ...]) -> ir.Value:
     return initializer(model, name, array.astype(np.float32).reshape(shape))
 
 
-def _insert_after(model: Any, node: Any, op_type: str, operand: Any | None) -> Any:
+def _insert_after(model: ir.Model, node: ir.Node, op_type: str, second: ir.Value | None) -> ir.Node:
     """Insert ``op_type`` on the result of ``node``, for all who used that result."""
     import onnx_ir as ir
 
     value = node.outputs[0]
-    inputs = [value] if operand is None else [value, operand]
+    inputs = [value] if second is None else [value, second]
     new = ir.node(op_type, inputs, name=f"{node.name}/{op_type.lower()}")
     new.outputs[0].name = f"{value.name}/{op_type.lower()}"
     new.outputs[0].shape, new.outputs[0].type = value.shape, value.type

@@ -6,14 +6,28 @@ what stands between does not care (hard-swish, squeeze-and-excite), both stay.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cnnedge.graph.edit import attribute_ints, constant, erase, initializer, main_nodes
+from cnnedge.graph.edit import (
+    NCHW_TO_NHWC,
+    NHWC_TO_NCHW,
+    attribute_ints,
+    constant,
+    erase,
+    initializer,
+    made_by,
+    main_nodes,
+    maker,
+    operand,
+    optional_operand,
+)
+from cnnedge.graph.passes import graph_pass
 
-NCHW_TO_NHWC = [0, 2, 3, 1]
-NHWC_TO_NCHW = [0, 3, 1, 2]
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
 # Operations that look at each value by itself; operands beside the first are scalars.
 _UNARY = frozenset(
     {
@@ -24,14 +38,15 @@ _UNARY = frozenset(
 _BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min"})
 
 
-def keep_nchw(model: Any) -> None:
+@graph_pass
+def keep_nchw(model: ir.Model) -> None:
     """Move each NCHW → NHWC Transpose behind what follows it, and cancel it against its inverse.
 
     One sweep in graph order does: what is moved behind a node stands before the nodes that follow.
     """
     for node in main_nodes(model):
         if node.op_type == "Transpose":
-            _cancel(model, node)
+            _cancel(node)
         elif node.op_type in _UNARY and _is_nhwc(node.inputs[0]):
             _sink(model, node, [0])
         elif node.op_type in _BINARY | {"Concat"}:
@@ -42,28 +57,24 @@ def keep_nchw(model: Any) -> None:
             _sink_reduction(model, node)
 
 
-def _is_nhwc(value: Any) -> bool:
+def _is_nhwc(value: ir.Value | None) -> bool:
     """Tell whether a value comes straight from an NCHW → NHWC Transpose."""
-    producer = None if value is None else value.producer()
-    return (
-        producer is not None
-        and producer.op_type == "Transpose"
-        and attribute_ints(producer, "perm") == NCHW_TO_NHWC
-    )
+    transpose = made_by(value, "Transpose")
+    return transpose is not None and attribute_ints(transpose, "perm") == NCHW_TO_NHWC
 
 
-def _cancel(model: Any, node: Any) -> None:
+def _cancel(node: ir.Node) -> None:
     if attribute_ints(node, "perm") != NHWC_TO_NCHW or not _is_nhwc(node.inputs[0]):
         return
     if node.outputs[0].is_graph_output():
         return
-    before = node.inputs[0].producer()
-    node.outputs[0].replace_all_uses_with(before.inputs[0])
-    erase(model, node)
-    _erase_if_unused(model, before)
+    before = maker(operand(node, 0))
+    node.outputs[0].replace_all_uses_with(operand(before, 0))
+    erase(node)
+    _erase_if_unused(before)
 
 
-def _sink(model: Any, node: Any, indices: list[int]) -> None:
+def _sink(model: ir.Model, node: ir.Node, indices: list[int]) -> None:
     """Take operands from before their Transpose, and put one behind the node's result."""
     import onnx_ir as ir
 
@@ -71,9 +82,9 @@ def _sink(model: Any, node: Any, indices: list[int]) -> None:
     if result.is_graph_output():
         return
     for index in indices:
-        transpose = node.inputs[index].producer()
+        transpose = maker(operand(node, index))
         node.replace_input_with(index, transpose.inputs[0])
-        _erase_if_unused(model, transpose)
+        _erase_if_unused(transpose)
     uses = list(result.uses())
     behind = ir.node("Transpose", [result], {"perm": NCHW_TO_NHWC}, name=f"{node.name}/nhwc")
     behind.outputs[0].name = f"{result.name}/nhwc"
@@ -85,7 +96,7 @@ def _sink(model: Any, node: Any, indices: list[int]) -> None:
         user.replace_input_with(index, behind.outputs[0])
 
 
-def _sink_where_all_are(model: Any, node: Any) -> None:
+def _sink_where_all_are(model: ir.Model, node: ir.Node) -> None:
     """Sink through an operation on several operands, if each is NHWC or a constant."""
     moving = [i for i, value in enumerate(node.inputs) if _is_nhwc(value)]
     fixed = [i for i in range(len(node.inputs)) if i not in moving]
@@ -103,32 +114,35 @@ def _sink_where_all_are(model: Any, node: Any) -> None:
         assert array is not None
         if array.size > 1:
             wide = array.reshape((1,) * (4 - array.ndim) + array.shape)
-            name = f"{node.inputs[index].name}/nchw"
+            name = f"{operand(node, index).name}/nchw"
             turned = np.ascontiguousarray(wide.transpose(NHWC_TO_NCHW))
             node.replace_input_with(index, initializer(model, name, turned))
     _sink(model, node, moving)
 
 
-def _sink_pad(model: Any, node: Any) -> None:
+def _sink_pad(model: ir.Model, node: ir.Node) -> None:
     pads = constant(node.inputs[1])
     if pads is None or pads.size != 8 or node.outputs[0].is_graph_output():
         return
     turned = pads.reshape(2, 4)[:, NHWC_TO_NCHW].reshape(-1)
-    node.replace_input_with(1, initializer(model, f"{node.inputs[1].name}/nchw", turned))
+    node.replace_input_with(1, initializer(model, f"{operand(node, 1).name}/nchw", turned))
     _sink(model, node, [0])
 
 
-def _sink_reduction(model: Any, node: Any) -> None:
+def _sink_reduction(model: ir.Model, node: ir.Node) -> None:
     """Sink through a reduction that keeps its axes (one that drops them is a pooling's)."""
-    axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    keeps = node.attributes["keepdims"].as_int() if "keepdims" in node.attributes else 1
-    if axes is None or not keeps or node.outputs[0].is_graph_output():
+    axes = constant(optional_operand(node, 1))
+    if (
+        axes is None
+        or not node.attributes.get_int("keepdims", 1)
+        or node.outputs[0].is_graph_output()
+    ):
         return
     turned = np.array([NCHW_TO_NHWC[int(axis) % 4] for axis in axes], np.int64)
-    node.replace_input_with(1, initializer(model, f"{node.inputs[1].name}/nchw", turned))
+    node.replace_input_with(1, initializer(model, f"{operand(node, 1).name}/nchw", turned))
     _sink(model, node, [0])
 
 
-def _erase_if_unused(model: Any, node: Any) -> None:
+def _erase_if_unused(node: ir.Node) -> None:
     if not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
-        erase(model, node)
+        erase(node)

@@ -13,12 +13,17 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cnnedge.errors import MissingExtraError, ModelError
 from cnnedge.quiet import import_tensorflow
+
+if TYPE_CHECKING:
+    import keras
+    import onnx
 
 # The highest opset that tf2onnx writes; `lowest_opset` declares a lower one where it can.
 TRACE_OPSET = 18
@@ -37,12 +42,12 @@ class Skeleton:
         layers: Names of the model's layers, which node names are derived from.
     """
 
-    proto: Any
+    proto: onnx.ModelProto
     weights: dict[str, np.ndarray]
     layers: frozenset[str]
 
 
-def trace(model: Any, height: int, width: int) -> Skeleton:
+def trace(model: keras.Model, height: int, width: int) -> Skeleton:
     """Trace a Keras classifier at inference into an ONNX skeleton.
 
     Args:
@@ -70,7 +75,7 @@ def trace(model: Any, height: int, width: int) -> Skeleton:
     constant = {id(v): v.numpy() for v in variables if id(v) not in argument}
 
     def forward(image: Any, *weights: Any) -> Any:
-        def value(v: Any) -> Any:
+        def value(v: keras.Variable) -> Any:
             return weights[argument[id(v)]] if id(v) in argument else tf.constant(constant[id(v)])
 
         output, _ = model.stateless_call(
@@ -108,7 +113,7 @@ def trace(model: Any, height: int, width: int) -> Skeleton:
     return Skeleton(proto, weights, layers)
 
 
-def _require_known_operations(proto: Any, layers: frozenset[str], name: str) -> None:
+def _require_known_operations(proto: onnx.ModelProto, layers: frozenset[str], name: str) -> None:
     """Refuse a graph in which tf2onnx left an operation as TensorFlow's."""
     import onnx
 
@@ -122,7 +127,7 @@ def _require_known_operations(proto: Any, layers: frozenset[str], name: str) -> 
             )
 
 
-def _spell_out_erfc(graph: Any) -> None:
+def _spell_out_erfc(graph: onnx.GraphProto) -> None:
     """Write the complement of the error function, Keras' GELU, as ``1 - erf(x)``.
 
     ONNX has no such operation, and tf2onnx leaves it as TensorFlow's.
@@ -144,7 +149,7 @@ def _spell_out_erfc(graph: Any) -> None:
         graph.node.append(helper.make_node("Sub", [one, erf], node.output, node.name))
 
 
-def _nodes(graph: Any) -> Iterator[Any]:
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     """Yield the nodes of a ``GraphProto`` and of the graphs inside them."""
     for node in graph.node:
         yield node
@@ -169,7 +174,7 @@ def layer_in(operation: str, layers: frozenset[str]) -> str:
     return "/".join(found)
 
 
-def classifier_shape(model: Any) -> tuple[int | None, int | None, int, int]:
+def classifier_shape(model: keras.Model) -> tuple[int | None, int | None, int, int]:
     """Return the ``(height, width, channels, classes)`` of a Keras classifier.
 
     Height and width are None where the model leaves them open.
@@ -205,13 +210,13 @@ def classifier_shape(model: Any) -> tuple[int | None, int | None, int, int]:
     return shapes[0][1], shapes[0][2], int(shapes[0][3]), int(output_shapes[0][1])
 
 
-def _layer_names(model: Any) -> Iterator[str]:
+def _layer_names(model: keras.Model) -> Iterator[str]:
     for layer in model._flatten_layers(include_self=False):  # Keras has no public recursive walk
         yield layer.name
 
 
 @contextmanager
-def _inlined(tf: Any) -> Iterator[None]:
+def _inlined(tf: ModuleType) -> Iterator[None]:
     """Trace functions inside the model as if they were part of it.
 
     Keras wraps a grouped convolution in one that asks to be compiled; the converter would see the

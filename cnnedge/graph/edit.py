@@ -2,20 +2,108 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
-def constant(value: Any) -> np.ndarray | None:
+NHWC_TO_NCHW = [0, 3, 1, 2]
+NCHW_TO_NHWC = [0, 2, 3, 1]
+# Layers with weights: the second operand is their kernel, where it is a constant.
+WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
+WEIGHTED_OR_TRANSPOSED = WEIGHTED | {"ConvTranspose"}
+
+
+def name_of(named: ir.Node | ir.Value) -> str:
+    """Return the name of a node or a value in a graph: onnx_ir gives one to whatever has none.
+
+    Raises:
+        ValueError: it has none, since it is in no graph yet.
+    """
+    if named.name is None:
+        raise ValueError(f"{named!r} has no name")
+    return named.name
+
+
+def graph_of(node: ir.Node) -> ir.Graph:
+    """Return the graph that a node is in.
+
+    Raises:
+        ValueError: it is in none.
+    """
+    if node.graph is None:
+        raise ValueError(f"{node.name!r} is in no graph")
+    return node.graph
+
+
+def operand(node: ir.Node, index: int) -> ir.Value:
+    """Return an operand that a node must have.
+
+    Raises:
+        ValueError: it is left out.
+    """
+    value = optional_operand(node, index)
+    if value is None:
+        raise ValueError(f"{node.name!r} ({node.op_type}) has no operand {index}")
+    return value
+
+
+def optional_operand(node: ir.Node, index: int) -> ir.Value | None:
+    """Return an operand that a node may leave out, or None."""
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def made_by(value: ir.Value | None, *op_types: str) -> ir.Node | None:
+    """Return the node that makes a value if it is of one of the given operations, else None."""
+    producer = None if value is None else value.producer()
+    return producer if producer is not None and producer.op_type in op_types else None
+
+
+def maker(value: ir.Value) -> ir.Node:
+    """Return the node that makes a value.
+
+    Raises:
+        ValueError: it is an input or a constant.
+    """
+    producer = value.producer()
+    if producer is None:
+        raise ValueError(f"no node makes {value.name!r}")
+    return producer
+
+
+def shape_of(value: ir.Value) -> ir.Shape:
+    """Return the shape of a value.
+
+    Raises:
+        ValueError: it is not known.
+    """
+    if value.shape is None:
+        raise ValueError(f"the shape of {value.name!r} is not known")
+    return value.shape
+
+
+def stored(value: ir.Value) -> ir.TensorProtocol:
+    """Return what an initializer holds, which need not be in memory.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if value.const_value is None:
+        raise ValueError(f"{value.name!r} is no constant")
+    return value.const_value
+
+
+def constant(value: ir.Value | None) -> np.ndarray | None:
     """Return the array of a value that is an initializer, else None."""
     if value is None or value.const_value is None or not value.is_initializer():
         return None
     return value.const_value.numpy()
 
 
-def required_constant(value: Any) -> np.ndarray:
+def required_constant(value: ir.Value | None) -> np.ndarray:
     """Return the array of a value that must be an initializer.
 
     Raises:
@@ -23,11 +111,11 @@ def required_constant(value: Any) -> np.ndarray:
     """
     array = constant(value)
     if array is None:
-        raise ValueError(f"{value.name!r} is no constant")
+        raise ValueError(f"{None if value is None else value.name!r} is no constant")
     return array
 
 
-def initializer(model: Any, name: str, array: np.ndarray) -> Any:
+def initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
     """Register ``array`` as an initializer under ``name``, made unique, and return its value."""
     import onnx_ir as ir
 
@@ -46,21 +134,23 @@ def initializer(model: Any, name: str, array: np.ndarray) -> Any:
     return value
 
 
-def rename_initializer(graph: Any, value: Any, name: str) -> None:
+def rename_initializer(value: ir.Value, name: str) -> None:
     """Give an initializer another, unused name."""
-    del graph.initializers[value.name]
+    graph = value.graph
+    assert graph is not None, "an initializer is a graph's"
+    del graph.initializers[name_of(value)]
     value.name = name
-    value.const_value.name = name
+    stored(value).name = name
     graph.initializers[name] = value
 
 
-def attribute_ints(node: Any, name: str) -> list[int] | None:
+def attribute_ints(node: ir.Node, name: str) -> list[int] | None:
     """Return a node's list-of-integers attribute, or None where it has none."""
-    found = node.attributes.get(name)
-    return None if found is None else [int(i) for i in found.as_ints()]
+    integers = node.attributes.get_ints(name)
+    return None if integers is None else [int(i) for i in integers]
 
 
-def single_consumer(value: Any) -> Any | None:
+def single_consumer(value: ir.Value) -> ir.Node | None:
     """Return the one node that uses ``value``, or None if there are more, or it is an output.
 
     None too where that node is in the body of a loop or a branch, which may run often or never.
@@ -72,42 +162,35 @@ def single_consumer(value: Any) -> Any | None:
     return user if producer is None or user.graph is producer.graph else None
 
 
+def describe_like(value: ir.Value, other: ir.Value) -> None:
+    """Give a value the name, the shape and the type of another."""
+    value.name, value.shape, value.type = other.name, other.shape, other.type
+
+
 def replace_node(
-    model: Any, node: Any, op_type: str, inputs: list[Any], attributes: dict[str, Any] | None = None
-) -> Any:
+    model: ir.Model,
+    node: ir.Node,
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+) -> ir.Node:
     """Put a node of another operation in the place of ``node``, its results taken over."""
     import onnx_ir as ir
 
-    new = ir.node(op_type, inputs, attributes or {}, name=node.name)
+    new = ir.node(op_type, inputs, name=node.name)
     old_value, new_value = node.outputs[0], new.outputs[0]
-    new_value.name, new_value.shape, new_value.type = (
-        old_value.name,
-        old_value.shape,
-        old_value.type,
-    )
+    describe_like(new_value, old_value)
     model.graph.insert_before(node, new)
     old_value.replace_all_uses_with(new_value, replace_graph_outputs=True)
-    erase(model, node)
+    erase(node)
     return new
 
 
-def erase(model: Any, node: Any) -> None:
+def erase(node: ir.Node) -> None:
     """Remove a node whose results nothing uses."""
-    node.graph.remove(node, safe=True)
+    graph_of(node).remove(node, safe=True)
 
 
-def settle_names(model: Any) -> None:
-    """Give every node and every value a name that no other has; the first keeps its own.
-
-    Names made from a layer's (``conv1/quantize``) may be those of another layer, of a model that
-    is nested under that name.
-    """
-    import onnx_ir.passes.common as passes
-
-    passes.NameFixPass()(model)
-
-
-def all_nodes(model: Any) -> Iterator[Any]:
+def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
     """Yield the nodes of the graph, each followed by those of the graphs that it runs.
 
     These are the bodies of Loop and Scan and the branches of If, which the graph's own iterator
@@ -116,7 +199,7 @@ def all_nodes(model: Any) -> Iterator[Any]:
     yield from model.graph.all_nodes()
 
 
-def inner_graphs(node: Any) -> Iterator[Any]:
+def inner_graphs(node: ir.Node) -> Iterator[ir.Graph]:
     """Yield the graphs that a node runs: the body of a Loop, the branches of an If."""
     import onnx_ir as ir
 
@@ -125,16 +208,8 @@ def inner_graphs(node: Any) -> Iterator[Any]:
             yield attribute.as_graph()
 
 
-def main_nodes(model: Any, *op_types: str) -> Iterator[Any]:
+def main_nodes(model: ir.Model, *op_types: str) -> Iterator[ir.Node]:
     """Yield the graph's own nodes of the given operations, tolerant of changes on the way."""
     for node in list(model.graph):
         if node.graph is not None and (not op_types or node.op_type in op_types):
             yield node
-
-
-def drop_unused_initializers(model: Any) -> None:
-    """Forget the constants that no node uses any more."""
-    initializers = model.graph.initializers
-    for value in list(initializers.values()):
-        if not value.uses() and not value.is_graph_output():
-            del initializers[value.name]

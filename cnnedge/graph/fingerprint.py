@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cnnedge.graph.edit import name_of
 from cnnedge.graph.image_part import image_part
 from cnnedge.graph.write import serialize
 from cnnedge.selftest import Fingerprints, fingerprint_of
@@ -29,7 +30,7 @@ def layer_fingerprints(path: Path, batch: np.ndarray) -> Fingerprints:
     values = [n.outputs[0] for n in nodes if not n.outputs[0].is_graph_output()]
     model.graph.outputs.extend(values)
     opened = open_session(serialize(model))
-    names = [value.name for value in values]
+    names = [name_of(value) for value in values]
     feed = {opened.session.get_inputs()[0].name: batch}
     return {
         name: fingerprint_of(array)

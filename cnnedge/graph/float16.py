@@ -12,63 +12,71 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cnnedge.graph.edit import (
+    WEIGHTED,
     constant,
+    describe_like,
+    graph_of,
     initializer,
     inner_graphs,
+    maker,
+    name_of,
     rename_initializer,
-    settle_names,
 )
 from cnnedge.graph.image_part import image_part
+from cnnedge.graph.passes import PassResult, named_in_errors, settle_names
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 LARGEST = 65504.0  # the largest finite FP16
 # LRN sums squares, which leave FP16's range; Resize takes its scales as float32 by definition.
 KEEP_FLOAT32 = frozenset({"Softmax", "LRN", "Resize"})
-WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 _BOUNDS = frozenset({"Min", "Max", "Clip"})  # a bound that no FP16 reaches bounds nothing
 
 
 @dataclass(frozen=True)
-class Float16Graph:
+class Float16Graph(PassResult):
     """An FP16 graph, and what of it is FP32 for want of an FP16 form.
 
     Attributes:
-        model: The ``onnx_ir.Model``.
         kept_float: Names of such nodes, and why each is.
     """
 
-    model: Any
     kept_float: Mapping[str, str]
 
 
-def to_float16(model: Any) -> Float16Graph:
+@named_in_errors
+def to_float16(model: ir.Model) -> Float16Graph:
     """Return an FP16 copy of an ``onnx_ir.Model``; input and output keep their types."""
     copy = model.clone()
     conversion = _Conversion(copy)
     conversion.convert(copy.graph)
     conversion.drop_singles()
     settle_names(copy)
-    return Float16Graph(copy, conversion.kept_float)
+    return Float16Graph(copy, conversion.halved, conversion.kept_float)
 
 
 class _Conversion:
     """Converts a model's graphs in place, the outer one first."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: ir.Model) -> None:
         import onnx_ir as ir
 
         self.single, self.half = ir.DataType.FLOAT, ir.DataType.FLOAT16
         self.model = model
         self.normalization = image_part(model)
         self.kept_float: dict[str, str] = {}
-        self.casts: dict[tuple[int, Any], Any] = {}
-        self.halves: dict[int, tuple[Any, Any]] = {}  # a constant and its copy, by the former's id
+        self.casts: dict[tuple[int, int], ir.Value] = {}
+        # A constant and its copy, by the former's id.
+        self.halves: dict[int, tuple[ir.Value, ir.Value]] = {}
+        self.halved = False  # whether anything was
 
-    def convert(self, graph: Any) -> None:
+    def convert(self, graph: ir.Graph) -> None:
         """Convert a graph's nodes in their order; what it reads from outside is converted."""
         for node in list(graph):
             wanted = self.single if self.stays_single(node) else self.half
@@ -86,7 +94,7 @@ class _Conversion:
                         _widen_output(self.model, value)
                     self.set_half(value)
 
-    def convert_body(self, body: Any) -> None:
+    def convert_body(self, body: ir.Graph) -> None:
         """Convert the body of a loop, or a branch: FP16 in, FP16 out."""
         import onnx_ir as ir
 
@@ -106,12 +114,12 @@ class _Conversion:
             body.append(cast)
             body.outputs[index] = cast.outputs[0]
 
-    def set_half(self, value: Any) -> None:
+    def set_half(self, value: ir.Value) -> None:
         import onnx_ir as ir
 
-        value.type = ir.TensorType(self.half)
+        value.type, self.halved = ir.TensorType(self.half), True
 
-    def as_type(self, value: Any, wanted: Any, before: Any) -> Any:
+    def as_type(self, value: ir.Value, wanted: ir.DataType, before: ir.Node) -> ir.Value:
         """Return a value in the wanted type, cast where the graph of ``before`` needs it so."""
         import onnx_ir as ir
 
@@ -126,11 +134,11 @@ class _Conversion:
             cast = ir.node("Cast", [value], {"to": wanted}, name=f"{value.name}/{suffix}")
             cast.outputs[0].name = cast.name
             cast.outputs[0].shape, cast.outputs[0].type = value.shape, ir.TensorType(wanted)
-            before.graph.insert_before(before, cast)
+            graph_of(before).insert_before(before, cast)
             self.casts[key] = cast.outputs[0]
         return self.casts[key]
 
-    def half_constant(self, value: Any) -> Any:
+    def half_constant(self, value: ir.Value) -> ir.Value:
         """Return a constant's copy in FP16; one beyond its range is only ever a bound."""
         if id(value) not in self.halves:
             array = constant(value)
@@ -145,12 +153,13 @@ class _Conversion:
         for original, half in self.halves.values():
             if original.uses() or original.is_graph_output():
                 continue
-            name = original.name
+            name = name_of(original)
+            assert original.graph is not None
             del original.graph.initializers[name]
             if name not in self.model.graph.initializers:
-                rename_initializer(self.model.graph, half, name)
+                rename_initializer(half, name)
 
-    def stays_single(self, node: Any) -> bool:
+    def stays_single(self, node: ir.Node) -> bool:
         """Tell whether a node stays FP32; a reason that is its own is noted."""
         if node in self.normalization or node.op_type in KEEP_FLOAT32:
             return True
@@ -159,10 +168,10 @@ class _Conversion:
             return True
         reason = self.unfit(node)
         if reason is not None:
-            self.kept_float[node.name] = reason
+            self.kept_float[name_of(node)] = reason
         return reason is not None
 
-    def unfit(self, node: Any) -> str | None:
+    def unfit(self, node: ir.Node) -> str | None:
         """Return why a node cannot compute in FP16, or None."""
         if not _has_half_form(node, self.model.graph.opset_imports.get("", 1)):
             return f"ONNX has no FP16 {node.op_type}"
@@ -170,7 +179,7 @@ class _Conversion:
             return None
         for value in node.inputs:
             array = constant(value)
-            if array is None or array.dtype != np.float32:
+            if value is None or array is None or array.dtype != np.float32:
                 continue
             finite = np.abs(array[np.isfinite(array)])
             if finite.max(initial=0.0) > LARGEST:
@@ -178,7 +187,7 @@ class _Conversion:
         return None
 
 
-def _has_half_form(node: Any, opset: int) -> bool:
+def _has_half_form(node: ir.Node, opset: int) -> bool:
     """Tell whether ONNX lets each float input and output of a node be FP16."""
     import onnx
     import onnx_ir as ir
@@ -197,7 +206,7 @@ def _has_half_form(node: Any, opset: int) -> bool:
     return True
 
 
-def _give_half(node: Any) -> None:
+def _give_half(node: ir.Node) -> None:
     """Make a node whose attribute says that it gives FP32 give FP16."""
     import onnx_ir as ir
 
@@ -211,18 +220,18 @@ def _give_half(node: Any) -> None:
             node.attributes["value"] = ir.AttrTensor("value", narrow)
 
 
-def _is_outer_output(value: Any, model: Any) -> bool:
+def _is_outer_output(value: ir.Value, model: ir.Model) -> bool:
     return any(value is output for output in model.graph.outputs)
 
 
-def _widen_output(model: Any, value: Any) -> None:
+def _widen_output(model: ir.Model, value: ir.Value) -> None:
     """Let a cast to FP32 give the graph's output in the place of ``value``."""
     import onnx_ir as ir
 
-    graph, node = model.graph, value.producer()
+    graph, node = model.graph, maker(value)
     cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT}, name=f"{node.name}/single")
     given = cast.outputs[0]
-    given.shape, given.type, given.name = value.shape, value.type, value.name
+    describe_like(given, value)
     value.name = node.name
     graph.outputs[list(graph.outputs).index(value)] = given
     graph.insert_after(node, cast)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from cnnedge.graph.edit import all_nodes
 
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
-def lowest_opset(model: Any) -> int:
+
+def lowest_opset(model: ir.Model) -> int:
     """Return the lowest opset that describes the graph, so that old runtimes load it."""
     import onnx
 

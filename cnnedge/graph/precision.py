@@ -5,16 +5,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cnnedge.graph.edit import constant, inner_graphs
+from cnnedge.graph.edit import (
+    WEIGHTED_OR_TRANSPOSED,
+    constant,
+    inner_graphs,
+    made_by,
+    name_of,
+    operand,
+    stored,
+)
 
-_NAMES = {"float": "float32"}  # ONNX's own name for it
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
-def achieved_precision(model: Any) -> dict[str, dict[str, float]]:
+def achieved_precision(model: ir.Model) -> dict[str, dict[str, float]]:
     """Return the share of MACs and of weights that each data type has in a graph.
 
     A layer counts as int8 only if its kernel *and* its image operand come through
@@ -54,31 +63,26 @@ class WeightedLayer:
     kernel: str
 
 
-def weighted_layers(model: Any) -> list[WeightedLayer]:
+def weighted_layers(model: ir.Model) -> list[WeightedLayer]:
     """Return the layers of a graph that have weights, in its order."""
-    found = []
+    layers = []
     for node, times in _nodes(model.graph):
         if node.op_type == "MatMulNBits":
             size = node.attributes["K"].as_int() * node.attributes["N"].as_int()
-            stored = f"int{node.attributes['bits'].as_int()}"
+            dtype = f"int{node.attributes['bits'].as_int()}"
             computed = "int8" if node.attributes["accuracy_level"].as_int() == 4 else "float32"
-            name = node.inputs[1].name
-            found.append(WeightedLayer(node.name, node.op_type, size, size, stored, computed, name))
+            macs, kernel = size, operand(node, 1)
+        elif node.op_type in WEIGHTED_OR_TRANSPOSED and (weights := _kernel(node)) is not None:
+            kernel, tensor = weights, stored(weights)
+            size = int(np.prod(tensor.shape.numpy()))
+            dtype = dtype_name(tensor.dtype)
+            computed = _compute_type(node, dtype)
+            macs = size * _positions(node) * times
+        else:
             continue
-        if node.op_type not in {"Conv", "ConvTranspose", "Gemm", "MatMul"}:
-            continue
-        kernel = _kernel(node)
-        if kernel is None:
-            continue
-        size = int(np.prod(kernel.const_value.shape.numpy()))
-        dtype = kernel.const_value.dtype.name.lower()
-        computed = _compute_type(node, dtype)
-        macs = size * _positions(node) * times
-        stored = _NAMES.get(dtype, dtype)
-        found.append(
-            WeightedLayer(node.name, node.op_type, size, macs, stored, computed, kernel.name)
-        )
-    return found
+        name, op_type = name_of(node), node.op_type
+        layers.append(WeightedLayer(name, op_type, size, macs, dtype, computed, name_of(kernel)))
+    return layers
 
 
 def shares(layers: Iterable[WeightedLayer]) -> dict[str, dict[str, float]]:
@@ -94,33 +98,33 @@ def shares(layers: Iterable[WeightedLayer]) -> dict[str, dict[str, float]]:
     return {"macs": _shares(macs), "weights": _shares(weights)}
 
 
-def _kernel(node: Any) -> Any | None:
+def _kernel(node: ir.Node) -> ir.Value | None:
     """Return the constant that holds a layer's weights, or None where they are none."""
-    value = node.inputs[1]
-    producer = value.producer()
-    if producer is not None and producer.op_type == "DequantizeLinear":
-        value = producer.inputs[0]
+    value = operand(node, 1)
+    dequantize = made_by(value, "DequantizeLinear")
+    value = value if dequantize is None else operand(dequantize, 0)
     return value if value.is_initializer() else None
 
 
-def _compute_type(node: Any, stored: str) -> str:
-    producer = node.inputs[0].producer()
-    from_integer = producer is not None and producer.op_type == "DequantizeLinear"
-    if stored != "int8" or from_integer:
-        return _NAMES.get(stored, stored)
-    return _NAMES.get(node.inputs[0].dtype.name.lower(), "float32")
+def _compute_type(node: ir.Node, dtype: str) -> str:
+    from_integer = made_by(operand(node, 0), "DequantizeLinear") is not None
+    return dtype if dtype != "int8" or from_integer else "float32"
 
 
-def _positions(node: Any) -> int:
+def dtype_name(dtype: ir.DataType) -> str:
+    """Return the name of a data type; ONNX's FLOAT is float32."""
+    return "float32" if dtype.name == "FLOAT" else dtype.name.lower()
+
+
+def _positions(node: ir.Node) -> int:
     """Return at how many places of the image a kernel is applied: 1 for a dense layer."""
     if node.op_type not in {"Conv", "ConvTranspose"}:
         return 1
-    value = node.outputs[0] if node.op_type == "Conv" else node.inputs[0]
-    shape = value.shape
+    shape = (node.outputs[0] if node.op_type == "Conv" else operand(node, 0)).shape
     return int(np.prod([d for d in shape.dims[2:] if isinstance(d, int)])) if shape else 1
 
 
-def _nodes(graph: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
+def _nodes(graph: ir.Graph, times: int = 1) -> Iterator[tuple[ir.Node, int]]:
     """Yield every node, and how often it runs for one image: in a loop of known length so often."""
     for node in graph:
         yield node, times

@@ -14,17 +14,23 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cnnedge.errors import ModelError, first_line
-from cnnedge.graph.edit import initializer, settle_names
+from cnnedge.graph.edit import NCHW_TO_NHWC, NHWC_TO_NCHW, initializer, shape_of
+from cnnedge.graph.image_part import RESIZE
+from cnnedge.graph.passes import named_in_errors, settle_names
 from cnnedge.graph.write import serialize
 from cnnedge.image import ImageContract
 from cnnedge.metadata import IN_THE_GRAPH, META_IMAGE, META_RESIZE
 
-_PREFIX = "image/resize"
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    _Operand = ir.Value | np.ndarray | int | float
+
 _LEAST_OPSET = 13  # ReduceSum and Split by input, Min and Max of whole numbers
 # Columns or rows that share a matrix product: the more, the fewer products, and the more of the
 # weights are zeros that are multiplied all the same.
@@ -62,23 +68,24 @@ def put_resize(model: bytes, image: ImageContract) -> bytes:
     return serialize(loaded)
 
 
-def add_resize(model: Any, image: ImageContract) -> None:
+@named_in_errors
+def add_resize(model: ir.Model, image: ImageContract) -> None:
     """Put the resize in front of an ``onnx_ir.Model``, in place; see `put_resize`."""
     import onnx_ir as ir
 
     old = _fixed_input(model, image)
     new = ir.Value(
         name=old.name,
-        shape=ir.Shape([old.shape[0], "H", "W", image.channels]),
+        shape=ir.Shape([shape_of(old)[0], "H", "W", image.channels]),
         type=ir.TensorType(ir.DataType.UINT8),
     )
     ops = _Ops(model)
     pixels, width, height = _placed(ops, new, image)
-    planes = ops("Transpose", pixels, perm=[0, 3, 1, 2], name="nchw")
+    planes = ops("Transpose", pixels, perm=NHWC_TO_NCHW, name="nchw")
     narrow = _resize_axis(ops, planes, width, image.channels)
     small = _resize_axis(ops, narrow, height, image.channels)
     levels = ops("Cast", small, to=ir.DataType.UINT8, name="uint8")
-    resized = ops("Transpose", levels, perm=[0, 2, 3, 1], name="resized")
+    resized = ops("Transpose", levels, perm=NCHW_TO_NHWC, name="resized")
     resized.shape, resized.type = old.shape, old.type
     old.replace_all_uses_with(resized)
     graph = model.graph
@@ -103,9 +110,9 @@ class _Axis:
     """
 
     name: str
-    source: Any
-    target: Any
-    offset: Any
+    source: ir.Value
+    target: ir.Value
+    offset: ir.Value
     size: int
 
     @property
@@ -126,24 +133,26 @@ class _Ops:
     Integers among the inputs become int64 constants, floats become float32 ones.
     """
 
-    model: Any
-    nodes: list[Any] = field(default_factory=list)
-    _constants: dict[Any, Any] = field(default_factory=dict)
+    model: ir.Model
+    nodes: list[ir.Node] = field(default_factory=list)
+    _constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = field(default_factory=dict)
     _taken: set[str] = field(default_factory=set)
 
-    def __call__(self, op_type: str, *inputs: Any, name: str, **attributes: Any) -> Any:
+    def __call__(
+        self, op_type: str, *inputs: _Operand, name: str, **attributes: int | list[int]
+    ) -> ir.Value:
         return self.several(op_type, *inputs, name=name, count=1, **attributes)[0]
 
     def several(
-        self, op_type: str, *inputs: Any, name: str, count: int, **attributes: Any
-    ) -> Sequence[Any]:
+        self, op_type: str, *inputs: _Operand, name: str, count: int, **attributes: int | list[int]
+    ) -> Sequence[ir.Value]:
         """Append a node of several results."""
         import onnx_ir as ir
 
-        unique, suffix = f"{_PREFIX}/{name}", 1
+        unique, suffix = f"{RESIZE}/{name}", 1
         while unique in self._taken:
             suffix += 1
-            unique = f"{_PREFIX}/{name}_{suffix}"
+            unique = f"{RESIZE}/{name}_{suffix}"
         self._taken.add(unique)
         operands = [self.constant(value) for value in inputs]
         node = ir.node(op_type, operands, attributes, num_outputs=count, name=unique)
@@ -152,7 +161,7 @@ class _Ops:
         self.nodes.append(node)
         return list(node.outputs)
 
-    def constant(self, value: Any) -> Any:
+    def constant(self, value: _Operand) -> ir.Value:
         """Return a number or an array as an initializer, and a result as it is."""
         if isinstance(value, int):
             value = np.array(value, np.int64)
@@ -162,11 +171,11 @@ class _Ops:
             return value
         key = (value.dtype.str, value.shape, value.tobytes())
         if key not in self._constants:
-            self._constants[key] = initializer(self.model, f"{_PREFIX}/constant", value)
+            self._constants[key] = initializer(self.model, f"{RESIZE}/constant", value)
         return self._constants[key]
 
 
-def _fixed_input(model: Any, image: ImageContract) -> Any:
+def _fixed_input(model: ir.Model, image: ImageContract) -> ir.Value:
     """Return the input that the resize goes before.
 
     Raises:
@@ -217,13 +226,13 @@ def _fixed_input(model: Any, image: ImageContract) -> Any:
     return inputs[0]
 
 
-def _placed(ops: _Ops, pixels: Any, image: ImageContract) -> tuple[Any, _Axis, _Axis]:
+def _placed(ops: _Ops, pixels: ir.Value, image: ImageContract) -> tuple[ir.Value, _Axis, _Axis]:
     """Return the pixels to be resized, and both axes, as `image.fit` places them."""
     shape = ops("Shape", pixels, name="shape")
     height = ops("Gather", shape, 1, axis=0, name="source_height")
     width = ops("Gather", shape, 2, axis=0, name="source_width")
-    target_height: Any = ops.constant(image.height)
-    target_width: Any = ops.constant(image.width)
+    target_height = ops.constant(image.height)
+    target_width = ops.constant(image.width)
     top = left = ops.constant(0)
     if image.resize == "crop":
         pixels, height, width = _cropped(ops, pixels, height, width, image)
@@ -248,8 +257,8 @@ def _placed(ops: _Ops, pixels: Any, image: ImageContract) -> tuple[Any, _Axis, _
 
 
 def _cropped(
-    ops: _Ops, pixels: Any, height: Any, width: Any, image: ImageContract
-) -> tuple[Any, Any, Any]:
+    ops: _Ops, pixels: ir.Value, height: ir.Value, width: ir.Value, image: ImageContract
+) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Return the largest centred part of the contract's shape, its height and its width."""
     aspect = np.array(image.width / image.height, np.float64)
     across, down = _double(ops, width), _double(ops, height)
@@ -269,13 +278,13 @@ def _cropped(
     return part, new_height, new_width
 
 
-def _double(ops: _Ops, value: Any) -> Any:
+def _double(ops: _Ops, value: ir.Value) -> ir.Value:
     import onnx_ir as ir
 
     return ops("Cast", value, to=ir.DataType.DOUBLE, name="double")
 
 
-def _whole(ops: _Ops, value: Any) -> Any:
+def _whole(ops: _Ops, value: ir.Value) -> ir.Value:
     """Return ``max(1, round(value))`` as int64."""
     import onnx_ir as ir
 
@@ -285,7 +294,7 @@ def _whole(ops: _Ops, value: Any) -> Any:
     )
 
 
-def _resize_axis(ops: _Ops, planes: Any, axis: _Axis, channels: int) -> Any:
+def _resize_axis(ops: _Ops, planes: ir.Value, axis: _Axis, channels: int) -> ir.Value:
     """Return float32 planes ``[N, C, H, W]`` of whole numbers, resized along one axis.
 
     Args:
@@ -340,7 +349,7 @@ def _resize_axis(ops: _Ops, planes: Any, axis: _Axis, channels: int) -> Any:
     return result
 
 
-def _weights(ops: _Ops, axis: _Axis) -> tuple[Any, Any, Any]:
+def _weights(ops: _Ops, axis: _Axis) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Return an axis's weights, group by group, and the source pixels each group is of.
 
     With n source pixels and m results, result i weighs pixel x by a triangle around its own
@@ -357,7 +366,7 @@ def _weights(ops: _Ops, axis: _Axis) -> tuple[Any, Any, Any]:
     n, m, offset = axis.source, axis.target, axis.offset
     places = np.arange(axis.groups * group, dtype=np.int64).reshape(-1, group, 1)
 
-    def odd(value: Any, what: str) -> Any:
+    def odd(value: _Operand, what: str) -> ir.Value:
         return ops("Add", ops("Mul", value, 2, name=f"{name}/{what}_2"), 1, name=f"{name}/{what}")
 
     reach = ops("Mul", ops("Max", n, m, name=f"{name}/larger"), 2, name=f"{name}/reach")
@@ -408,7 +417,7 @@ def _weights(ops: _Ops, axis: _Axis) -> tuple[Any, Any, Any]:
     return ops("Concat", upper, lower, axis=1, name=f"{name}/both"), starts, ends
 
 
-def _rounded_ratio(ops: _Ops, name: str, share: Any, total: Any) -> Any:
+def _rounded_ratio(ops: _Ops, name: str, share: ir.Value, total: ir.Value) -> ir.Value:
     """Return ``floor(share / total · 2^22 + 1/2)`` in float32, exactly.
 
     A division in float32 is one off at times, and some runtimes have no float64. What is left over

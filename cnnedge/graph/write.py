@@ -11,12 +11,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cnnedge.errors import ModelError
 from cnnedge.files import atomic_path
+from cnnedge.graph.edit import stored
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 _MODEL_GRAPH = 7  # ModelProto.graph
 _MODEL_METADATA = 14  # ModelProto.metadata_props
@@ -28,7 +32,7 @@ _STREAMED = 4096  # bytes; smaller tensors go with the rest of the graph
 PROTOBUF_LIMIT = 2**31 - 1
 
 
-def write_onnx(model: Any, path: Path | str) -> None:
+def write_onnx(model: ir.Model, path: Path | str) -> None:
     """Write an ``onnx_ir.Model`` to one ONNX file, whole or not at all.
 
     Raises:
@@ -47,7 +51,7 @@ def write_onnx(model: Any, path: Path | str) -> None:
             file.write(part.read())
 
 
-def serialize(model: Any) -> bytes:
+def serialize(model: ir.Model) -> bytes:
     """Return the bytes that `write_onnx` would write."""
     return b"".join(part.read() for part in _parts(model))
 
@@ -69,19 +73,19 @@ def metadata_bytes(entries: Mapping[str, str]) -> bytes:
 class _Part:
     """A piece of the file: bytes at hand, or a weight to be read when its turn comes."""
 
-    source: Any
+    source: bytes | ir.TensorProtocol
 
     @property
     def nbytes(self) -> int:
         return len(self.source) if isinstance(self.source, bytes) else self.source.nbytes
 
-    def read(self) -> Any:
+    def read(self) -> bytes | memoryview:
         if isinstance(self.source, bytes):
             return self.source
         return np.ascontiguousarray(self.source.numpy()).reshape(-1).view(np.uint8).data
 
 
-def _parts(model: Any) -> Iterator[_Part]:
+def _parts(model: ir.Model) -> Iterator[_Part]:
     import onnx
     import onnx_ir as ir
 
@@ -90,7 +94,7 @@ def _parts(model: Any) -> Iterator[_Part]:
     graph = [_Part(proto.graph.SerializeToString())]
     proto.ClearField("graph")
     for value in large:
-        tensor = value.const_value
+        tensor = stored(value)
         header = onnx.TensorProto(
             dims=tensor.shape.numpy(), data_type=int(tensor.dtype), name=value.name
         ).SerializeToString() + _tag(_TENSOR_RAW_DATA, tensor.nbytes)
@@ -102,17 +106,16 @@ def _parts(model: Any) -> Iterator[_Part]:
 
 
 @contextmanager
-def _large_set_aside(model: Any) -> Iterator[list[Any]]:
+def _large_set_aside(model: ir.Model) -> Iterator[list[ir.Value]]:
     """Take the large initializers out of the graph while the rest is serialized."""
     initializers = model.graph.initializers
-    large = [v for v in initializers.values() if v.const_value.nbytes > _STREAMED]
-    for value in large:
-        del initializers[value.name]
+    large = {name: v for name, v in initializers.items() if stored(v).nbytes > _STREAMED}
+    for name in large:
+        del initializers[name]
     try:
-        yield large
+        yield list(large.values())
     finally:
-        for value in large:
-            initializers[value.name] = value
+        initializers.update(large)
 
 
 def _tag(field: int, length: int) -> bytes:

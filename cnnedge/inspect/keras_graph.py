@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cnnedge.errors import MissingExtraError, ModelError
 from cnnedge.inspect.formulas import Field, Span, join, output_size, same_padding
 from cnnedge.inspect.table import Inspection, Reading, window_text
 
 if TYPE_CHECKING:
+    import keras
+
     from cnnedge.backends.keras_graph import Call
 
 # At inference these hand their input on.
@@ -38,7 +40,9 @@ class _Value:
     reach: Field
 
 
-def read_keras(model: Any, source: str, height: int | None, width: int | None) -> Inspection:
+def read_keras(
+    model: keras.Model, source: str, height: int | None, width: int | None
+) -> Inspection:
     """Walk a Keras classifier.
 
     Args:
@@ -71,7 +75,7 @@ def read_keras(model: Any, source: str, height: int | None, width: int | None) -
     return walk.reading.finish(model.name, source)
 
 
-def _image_shape(model: Any, height: int | None, width: int | None) -> tuple[int, int, int]:
+def _image_shape(model: keras.Model, height: int | None, width: int | None) -> tuple[int, int, int]:
     inputs = getattr(model, "inputs", None)
     if inputs:
         shapes = [tuple(tensor.shape) for tensor in inputs]
@@ -121,13 +125,15 @@ class _Walk:
         )
         return [_Value(row, shape, reach) for shape in shapes]
 
-    def params(self, layer: Any) -> int:
+    def params(self, layer: keras.Layer) -> int:
         """Return the parameters of a layer that no row has counted yet."""
         new = [v for v in getattr(layer, "weights", ()) if id(v) not in self.counted]
         self.counted.update(map(id, new))
         return sum(prod(variable.shape) for variable in new)
 
-    def macs(self, layer: Any, name: str, values: list[_Value], output: tuple[int, ...]) -> int:
+    def macs(
+        self, layer: keras.Layer, name: str, values: list[_Value], output: tuple[int, ...]
+    ) -> int:
         """Return a layer's multiply-accumulates: every kernel, at every position."""
         from cnnedge.backends.keras_graph import kernels, positions
 
@@ -140,7 +146,9 @@ class _Walk:
             self.reading.notes.append(f"{name} ({kind}): its multiply-accumulates are not counted")
         return 0
 
-    def reach(self, layer: Any, name: str, values: list[_Value], output: tuple[int, ...]) -> Field:
+    def reach(
+        self, layer: keras.Layer, name: str, values: list[_Value], output: tuple[int, ...]
+    ) -> Field:
         """Return what a layer's outputs depend on, checking its output size on the way."""
         import keras
 
@@ -191,12 +199,12 @@ class _Walk:
         return spans[0], spans[1]
 
 
-def _spatial(layer: Any) -> tuple[int, int]:
+def _spatial(layer: keras.Layer) -> tuple[int, int]:
     """Return the axes of height and width in a shape without the batch."""
     return (1, 2) if getattr(layer, "data_format", None) == "channels_first" else (0, 1)
 
 
-def _pair(layer: Any, attribute: str) -> tuple[int, int] | None:
+def _pair(layer: keras.Layer, attribute: str) -> tuple[int, int] | None:
     value = getattr(layer, attribute, None)
     if isinstance(value, tuple | list) and len(value) == 2:
         return int(value[0]), int(value[1])

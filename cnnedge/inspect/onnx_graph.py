@@ -11,14 +11,18 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cnnedge.errors import CnnEdgeError, MissingExtraError, ModelError, first_line
+from cnnedge.graph.edit import NCHW_TO_NHWC, NHWC_TO_NCHW, WEIGHTED_OR_TRANSPOSED
 from cnnedge.inspect.formulas import Field, Span, join, output_size, same_padding
-from cnnedge.inspect.table import Inspection, Reading, window_text
+from cnnedge.inspect.table import Inspection, LayerRow, Reading, window_text
 from cnnedge.kind import kind_of
+
+if TYPE_CHECKING:
+    import onnx
 
 # Above so many elements a tensor is taken for a weight, and only its shape is kept.
 _SMALL = 1024
@@ -28,8 +32,8 @@ _RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 _POOLS = frozenset({"MaxPool", "AveragePool", "LpPool"})
 _WEIGHTED = frozenset(
     {
-        *("Conv", "ConvTranspose", "Gemm", "MatMul", "PRelu"),
-        *("BatchNormalization", "InstanceNormalization", "LayerNormalization"),
+        *WEIGHTED_OR_TRANSPOSED,
+        *("PRelu", "BatchNormalization", "InstanceNormalization", "LayerNormalization"),
     }
 )
 _ACTIVATIONS = frozenset(
@@ -38,7 +42,6 @@ _ACTIVATIONS = frozenset(
         *("HardSwish", "Gelu", "Mish", "Softplus", "Softsign"),
     }
 )
-_NHWC_TO_NCHW, _NCHW_TO_NHWC = [0, 3, 1, 2], [0, 2, 3, 1]
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ def read_onnx(path: Path, height: int | None, width: int | None) -> Inspection:
 class _Walk:
     """Follows the nodes in their order, appending a row for each layer."""
 
-    def __init__(self, proto: Any, path: Path) -> None:
+    def __init__(self, proto: onnx.ModelProto, path: Path) -> None:
         from onnx import numpy_helper
 
         self.proto, self.graph, self.path = proto, proto.graph, path
@@ -151,7 +154,7 @@ class _Walk:
             if node.op_type == "MatMulNBits":  # ONNX Runtime's own: weights of 4 bits, packed
                 self._unpack(node)
 
-    def _is_here(self, tensor: Any) -> bool:
+    def _is_here(self, tensor: onnx.TensorProto) -> bool:
         """Tell whether a tensor's values are to be had, fetching them if they lie in a file."""
         from onnx import TensorProto, external_data_helper
 
@@ -165,7 +168,7 @@ class _Walk:
         del tensor.external_data[:]
         return True
 
-    def _unpack(self, node: Any) -> None:
+    def _unpack(self, node: onnx.NodeProto) -> None:
         from onnx import TensorProto, helper
 
         sizes = (_attribute(node, "K"), _attribute(node, "N"))
@@ -222,7 +225,7 @@ class _Walk:
             if all(dim.HasField("dim_value") for dim in dims):
                 self.shapes[value.name] = tuple(dim.dim_value for dim in dims)
 
-    def node(self, node: Any) -> None:
+    def node(self, node: onnx.NodeProto) -> None:
         """Look through a node, count it with the layer before it, or append its row."""
         values = [self.values[name] for name in node.input if name in self.values]
         if not values:
@@ -253,7 +256,7 @@ class _Walk:
         else:
             self.values[name] = self.layer(node, values, shape)
 
-    def constant(self, node: Any) -> None:
+    def constant(self, node: onnx.NodeProto) -> None:
         """Follow a node that computes on constants alone."""
         from onnx import numpy_helper
 
@@ -268,7 +271,7 @@ class _Walk:
             for name in node.output:
                 self.constants[name] = _Constant(source.root, self.shapes.get(name, source.shape))
 
-    def belongs_to_the_layer_before(self, node: Any, value: _Value) -> bool:
+    def belongs_to_the_layer_before(self, node: onnx.NodeProto, value: _Value) -> bool:
         """Tell whether a node is the activation or the bias of the layer that it follows."""
         row = self.reading.rows[value.row]
         if row.kind.partition("+")[0] not in _WEIGHTED or self.uses[node.input[0]] > 1:
@@ -277,13 +280,13 @@ class _Walk:
             return row.kind in ("MatMul", "Conv") and any(n in self.constants for n in node.input)
         return node.op_type in _ACTIVATIONS
 
-    def extended(self, node: Any, value: _Value) -> Any:
+    def extended(self, node: onnx.NodeProto, value: _Value) -> LayerRow:
         row = self.reading.rows[value.row]
         if node.op_type == "Add":
             return replace(row, params=row.params + self.params(node))
         return replace(row, kind=f"{row.kind}+{node.op_type}")
 
-    def layer(self, node: Any, values: list[_Value], shape: tuple[int, ...]) -> _Value:
+    def layer(self, node: onnx.NodeProto, values: list[_Value], shape: tuple[int, ...]) -> _Value:
         """Append the row of a node and return what it computes."""
         name = node.name or node.output[0]
         result = _Value(-1, shape, None, values[0].channels_last)
@@ -302,7 +305,7 @@ class _Walk:
         )
         return replace(result, row=row, reach=reach)
 
-    def params(self, node: Any) -> int:
+    def params(self, node: onnx.NodeProto) -> int:
         """Return the elements of a node's constants that no row has counted yet."""
         total = 0
         for name in node.input:
@@ -312,7 +315,7 @@ class _Walk:
                 total += prod(constant.shape)
         return total
 
-    def macs(self, node: Any, values: list[_Value], shape: tuple[int, ...]) -> int:
+    def macs(self, node: onnx.NodeProto, values: list[_Value], shape: tuple[int, ...]) -> int:
         """Return a node's multiply-accumulates: every weight, at every position."""
         weights = [self.constants[name].shape for name in node.input[:2] if name in self.constants]
         if node.op_type == "Conv" and weights:
@@ -325,7 +328,9 @@ class _Walk:
             return prod(shape) * values[0].shape[-1]
         return 0
 
-    def window(self, node: Any) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None:
+    def window(
+        self, node: onnx.NodeProto
+    ) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None:
         """Return the kernel, the strides and the dilations of a sliding window."""
         kernel = _attribute(node, "kernel_shape")
         if node.op_type == "Conv" and kernel is None:
@@ -336,11 +341,11 @@ class _Walk:
         strides = _attribute(node, "strides") or (1, 1)
         return tuple(kernel), tuple(strides), tuple(_attribute(node, "dilations") or (1, 1))
 
-    def window_text(self, node: Any) -> str:
+    def window_text(self, node: onnx.NodeProto) -> str:
         window = self.window(node)
         return window_text(*window) if window else ""
 
-    def reach(self, node: Any, name: str, values: list[_Value], result: _Value) -> Field:
+    def reach(self, node: onnx.NodeProto, name: str, values: list[_Value], result: _Value) -> Field:
         """Return what a node's outputs depend on, checking its output size on the way."""
         reach = join([value.reach for value in values])
         if reach is None or len(values[0].shape) != 4 or len(result.shape) != 4:
@@ -379,7 +384,7 @@ class _Walk:
             )
         return spans[0], spans[1]
 
-    def moves(self, node: Any, value: _Value) -> list[tuple[int, int]] | None:
+    def moves(self, node: onnx.NodeProto, value: _Value) -> list[tuple[int, int]] | None:
         """Return the first pixel and the step of a Slice or a Pad, in height and in width."""
         arrays = [self.arrays.get(name) for name in node.input[1:]]
         moves = dict.fromkeys(range(4), (0, 1))
@@ -399,9 +404,9 @@ class _Walk:
         return [moves[axis] for axis in value.axes]
 
 
-def _transposed(node: Any, value: _Value, shape: tuple[int, ...]) -> _Value | None:
+def _transposed(node: onnx.NodeProto, value: _Value, shape: tuple[int, ...]) -> _Value | None:
     """Return the value in the other layout, or None if that is not what the node does."""
-    order = _NHWC_TO_NCHW if value.channels_last else _NCHW_TO_NHWC
+    order = NHWC_TO_NCHW if value.channels_last else NCHW_TO_NHWC
     # With a single channel no element moves, and converters write a Reshape.
     grey = node.op_type == "Reshape" and len(value.shape) == 4 and value.shown[2] == 1
     if list(_attribute(node, "perm") or ()) == order or (
@@ -412,7 +417,7 @@ def _transposed(node: Any, value: _Value, shape: tuple[int, ...]) -> _Value | No
 
 
 def _pads(
-    node: Any, axis: int, size: int, kernel: int, stride: int, dilation: int
+    node: onnx.NodeProto, axis: int, size: int, kernel: int, stride: int, dilation: int
 ) -> tuple[int, int]:
     """Return the padding of a window before and after, along height (0) or width (1)."""
     auto = _attribute(node, "auto_pad")
@@ -425,7 +430,7 @@ def _pads(
     return pads[axis], pads[axis + 2]
 
 
-def _attribute(node: Any, name: str) -> Any:
+def _attribute(node: onnx.NodeProto, name: str) -> Any:
     from onnx import helper
 
     found = next((a for a in node.attribute if a.name == name), None)

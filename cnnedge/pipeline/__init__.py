@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -62,6 +62,9 @@ from cnnedge.selftest import REFERENCE_ANSWERS, Fingerprints, golden_images, wri
 from cnnedge.source import Source, resolve
 from cnnedge.verify import compare_variants
 
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
 Answer = Callable[[np.ndarray], np.ndarray]
 RANDOM_TEST_IMAGES = 32
 # The reference's answers travel with the bundle while they stay small: 8 MB of float32.
@@ -75,7 +78,7 @@ class Graph:
     name: str
     precision: str
     target: str
-    model: Any
+    model: ir.Model
     quantization: Mapping[str, Any] | None = None
 
     @property
@@ -302,10 +305,10 @@ def _convert(
             warnings.append(f"leaving INT8 out: {error.what}")
             return graphs, None
         warnings += [f"leaving {n} out: {why}" for n, why in calibrated.refused.items()]
-        for name, target in calibrated.targets.items():
+        for name, plan in calibrated.plans.items():
             plain = calibrated.plain(name)
             described = describe_quantization(plain, calibrated.method, None)
-            graphs.append(Graph(name, "int8", target.name, plain.model, described))
+            graphs.append(Graph(name, "int8", plan.target.name, plain.model, described))
     return graphs, calibrated
 
 
@@ -324,7 +327,7 @@ def _guard(
     """Return a variant that holds its gate, or the best that could be made of it."""
     from cnnedge.backends.onnxruntime import open_session
 
-    def evaluate(model: Any) -> tuple[Comparison, Verdict]:
+    def evaluate(model: ir.Model) -> tuple[Comparison, Verdict]:
         session = open_session(serialize(model))
         comparison = gate.compare(lambda batch: session(as_taken(batch)))
         return comparison, gate.judge(graph.precision, model, comparison)

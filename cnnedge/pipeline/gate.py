@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from cnnedge.recipe import Recipe
 from cnnedge.result import Comparison, Recommendation, Verdict, judge
 from cnnedge.source import Source
 from cnnedge.verify import compare_variants
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Gate:
         found, _ = compare_variants(run, None, self.test, self.source.image, expected=self.expected)
         return found["variant"]
 
-    def judge(self, precision: str, model: Any, comparison: Comparison) -> Verdict:
+    def judge(self, precision: str, model: ir.Model, comparison: Comparison) -> Verdict:
         """Apply the gates to a variant of a precision, an ``onnx_ir.Model``."""
         return judge(
             comparison,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,10 @@ from cnnedge.machine import this_machine
 from cnnedge.progress import Progress
 from cnnedge.quantize import CPU, CPU_REDUCED, calibrate, choose_ranges, make_plan, quantize
 from cnnedge.source import Source
+
+if TYPE_CHECKING:
+    import keras
+    import onnx_ir as ir
 
 MULTIPLES = (8, 16, 32)
 NEAR_ENOUGH = 0.95  # of the best throughput
@@ -93,7 +97,7 @@ def split_is_faster(
     return seconds["split"] < NEAR_ENOUGH * seconds["whole"]
 
 
-def timer(source: Source, images: np.ndarray | None) -> Callable[[Any], Timing]:
+def timer(source: Source, images: np.ndarray | None) -> Callable[[keras.Model], Timing]:
     """Return what times a network with the contract of ``source`` at batch 1.
 
     Args:
@@ -102,7 +106,7 @@ def timer(source: Source, images: np.ndarray | None) -> Callable[[Any], Timing]:
     """
     from cnnedge.backends.onnxruntime import profile
 
-    def measure(network: Any) -> Timing:
+    def measure(network: keras.Model) -> Timing:
         exported = replace(source, model=network).to_onnx().model
         graph = serialize(exported if images is None else _int8(exported, images))
         size = (1, *source.image.shape)
@@ -136,7 +140,7 @@ def time_in_turn(calls: Mapping[Any, Callable[[], Any]], seconds: float) -> dict
     return {name: median(taken) for name, taken in samples.items()}
 
 
-def _stack(layers: Sequence[tuple[int, int, int]], reads: int, side: int = SIDE) -> Any:
+def _stack(layers: Sequence[tuple[int, int, int]], reads: int, side: int = SIDE) -> keras.Model:
     """Return a classifier of convolutions ``(channels, kernel, stride)``, after a 1x1 one."""
     import keras
 
@@ -151,7 +155,7 @@ def _stack(layers: Sequence[tuple[int, int, int]], reads: int, side: int = SIDE)
     return keras.Model(image, keras.layers.Dense(16)(x), name="stack")
 
 
-def _ready(model: Any) -> Callable[[], Any]:
+def _ready(model: keras.Model) -> Callable[[], Any]:
     """Return a call of the model's INT8 graph on a noise image."""
     height, width, channels = model.input_shape[1:]
     images = _noise((IMAGES, height, width, channels))
@@ -166,7 +170,7 @@ def _ready(model: Any) -> Callable[[], Any]:
     return _session(serialize(_int8(exported.model, images)), images[:1])
 
 
-def _int8(model: Any, images: np.ndarray) -> Any:
+def _int8(model: ir.Model, images: np.ndarray) -> ir.Model:
     plan = make_plan(model, CPU if this_machine().has_int8_dot_product else CPU_REDUCED)
     with scratch_folder() as scratch:
         seen = calibrate(model, dict.fromkeys(plan.tensors), [images], scratch)

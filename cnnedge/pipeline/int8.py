@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,8 +22,8 @@ from cnnedge.quantize import (
     Calibration,
     Guarded,
     NoInt8Error,
+    Plan,
     QuantizedGraph,
-    Target,
     calibrate,
     choose_ranges,
     convergence,
@@ -36,6 +36,9 @@ from cnnedge.recipe import Recipe
 from cnnedge.result import Comparison, Verdict
 from cnnedge.source import Source
 
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
 
 @dataclass(frozen=True)
 class Calibrated:
@@ -43,7 +46,7 @@ class Calibrated:
 
     Attributes:
         model: The FP32 ``onnx_ir.Model``.
-        targets: The contract of each INT8 variant, by the variant's name.
+        plans: What is quantized in each INT8 variant, by the variant's name.
         split: The calibration images.
         images: Gives them anew each time, in batches as the graph takes them.
         calibration: What was observed.
@@ -51,8 +54,8 @@ class Calibrated:
         refused: Of each variant that cannot be, why.
     """
 
-    model: Any
-    targets: dict[str, Target]
+    model: ir.Model
+    plans: dict[str, Plan]
     split: Split
     images: Callable[[], Iterator[np.ndarray]]
     calibration: Calibration
@@ -61,13 +64,13 @@ class Calibrated:
 
     def plain(self, name: str) -> QuantizedGraph:
         """Return a variant's graph as calibration alone gives it."""
-        plan = make_plan(self.model, self.targets[name])
+        plan = self.plans[name]
         return quantize(self.model, plan, choose_ranges(self.calibration, plan, self.method))
 
     def describe(self) -> dict[str, Any]:
         """Return where the scales come from, as the manifest has it."""
-        plan = make_plan(self.model, next(iter(self.targets.values())))
-        curve = convergence(self.calibration, plan, self.method)
+        first = next(iter(self.plans.values()))
+        curve = convergence(self.calibration, first, self.method)
         return {
             "split": self.split.name,
             "images": self.calibration.images,
@@ -85,7 +88,7 @@ def calibration_split(source: Source, recipe: Recipe) -> Split:
 
 
 def calibrate_source(
-    source: Source, recipe: Recipe, model: Any, test: Split, scratch: Path, progress: Progress
+    source: Source, recipe: Recipe, model: ir.Model, test: Split, scratch: Path, progress: Progress
 ) -> Calibrated:
     """Calibrate the INT8 variants of both families of runtimes at once.
 
@@ -97,16 +100,14 @@ def calibrate_source(
     if has_dot_product is None:
         has_dot_product = this_machine().has_int8_dot_product
     cpu = CPU if has_dot_product else CPU_REDUCED
-    targets, refused = {"int8": cpu, "int8-trt": TRT}, {}
-    plans = {}
-    for name, target in targets.items():
+    plans, refused = {}, {}
+    for name, target in {"int8": cpu, "int8-trt": TRT}.items():
         try:
             plans[name] = make_plan(model, target)
         except NoInt8Error as error:
             refused[name] = error
     if not plans:
         raise refused["int8"]
-    targets = {name: targets[name] for name in plans}
     split = calibration_split(source, recipe)
     refuse_overlap(split, test)
     takes_float = recipe.input == "float32"
@@ -126,21 +127,21 @@ def calibrate_source(
         progress=progress,
     )
     whys = {name: error.what for name, error in refused.items()}
-    return Calibrated(model, targets, split, images, calibration, recipe.calibration, whys)
+    return Calibrated(model, plans, split, images, calibration, recipe.calibration, whys)
 
 
 def guard_variant(
     calibrated: Calibrated,
     name: str,
     plain: tuple[Comparison, Verdict],
-    evaluate: Callable[[Any], tuple[Comparison, Verdict]],
+    evaluate: Callable[[ir.Model], tuple[Comparison, Verdict]],
     scratch: Path,
     progress: Progress,
 ) -> Guarded:
     """Try what there is until a variant's gate holds; ``plain`` is how it did without."""
     return hold_gate(
         calibrated.model,
-        calibrated.targets[name],
+        calibrated.plans[name],
         calibrated.calibration,
         calibrated.images,
         evaluate,

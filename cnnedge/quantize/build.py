@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from cnnedge.errors import ModelError
-from cnnedge.graph.edit import main_nodes, settle_names
+from cnnedge.graph.edit import WEIGHTED, main_nodes, name_of
 from cnnedge.graph.float16 import to_float16
 from cnnedge.graph.opset import lowest_opset
+from cnnedge.graph.passes import settle_names
 from cnnedge.quantize.calibrate import Ranges
 from cnnedge.quantize.check import contract_violations
-from cnnedge.quantize.plan import ASKED_FOR, WEIGHTED, Plan, make_plan
+from cnnedge.quantize.plan import ASKED_FOR, Plan, make_plan
 from cnnedge.quantize.qdq import LayerError, insert_pairs
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 TRT_OPSET = 19  # the first whose QuantizeLinear takes FP16 scales
 
@@ -27,12 +31,12 @@ class QuantizedGraph:
         images: How many images gave the activation ranges.
     """
 
-    model: Any
+    model: ir.Model
     plan: Plan
     images: int
 
 
-def quantize(model: Any, plan: Plan, ranges: Ranges) -> QuantizedGraph:
+def quantize(model: ir.Model, plan: Plan, ranges: Ranges) -> QuantizedGraph:
     """Return the INT8 graph of an FP32 graph.
 
     A layer that turns out not to be quantizable stays float, and the plan of the result says why.
@@ -63,7 +67,7 @@ def quantize(model: Any, plan: Plan, ranges: Ranges) -> QuantizedGraph:
         plan = make_plan(model, plan.target, keep_float=asked, unfit={**plan.skipped, **unfit})
 
 
-def _build(model: Any, plan: Plan, ranges: Ranges) -> Any:
+def _build(model: ir.Model, plan: Plan, ranges: Ranges) -> ir.Model:
     copy = model.clone()
     insert_pairs(copy, plan, ranges)
     settle_names(copy)
@@ -76,30 +80,31 @@ def _build(model: Any, plan: Plan, ranges: Ranges) -> Any:
     return copy
 
 
-def _blamed(model: Any, plan: Plan, broken: list[str]) -> dict[str, str]:
+def _blamed(model: ir.Model, plan: Plan, broken: list[str]) -> dict[str, str]:
     """Return the layers that broken rules are about, each with its rule.
 
     A rule names a layer, or the quantizer of an activation: then it is about whoever reads that.
     """
-    found = {}
+    blamed: dict[str, str] = {}
     for line in broken:
         name, _, rule = line.partition(": ")
         for node in main_nodes(model):
             if node.name != name:
                 continue
             readers = [node] if node.name in plan.compute else _readers(node)
-            found.update({r.name: rule for r in readers if r.name in plan.compute})
-    return found
+            blamed |= {name_of(r): rule for r in readers if r.name in plan.compute}
+    return blamed
 
 
-def _readers(quantizer: Any) -> list[Any]:
+def _readers(quantizer: ir.Node) -> list[ir.Node]:
     """Return the nodes that read a quantizer's result, past what moves it."""
-    found, waiting = [], [quantizer]
+    readers: list[ir.Node] = []
+    waiting = [quantizer]
     while waiting:
         for value in waiting.pop().outputs:
             for user, _ in value.uses():
-                if user not in found:
-                    found.append(user)
+                if user not in readers:
+                    readers.append(user)
                     if user.op_type not in WEIGHTED:
                         waiting.append(user)
-    return found
+    return readers

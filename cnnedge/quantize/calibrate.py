@@ -8,19 +8,25 @@ brought up to date batch by batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cnnedge.errors import CnnEdgeError, DataError, MissingExtraError, ModelError
+from cnnedge.graph.edit import initializer
 from cnnedge.progress import Progress, silent
 from cnnedge.quantize.histogram import Histogram
 from cnnedge.quantize.plan import Plan
 from cnnedge.quantize.threshold import METHODS, Limits
 from cnnedge.quiet import import_onnxruntime
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import onnxruntime as ort
 
 # Values of a tensor that enter its histogram, of each image: the scales they give differ from those
 # of all the values by no more than, for entropy about as much as, those of half the images do
@@ -61,7 +67,7 @@ class Calibration:
 
 
 def calibrate(
-    model: Any,
+    model: ir.Model,
     tensors: Iterable[str],
     batches: Iterable[np.ndarray],
     folder: Path | str,
@@ -207,11 +213,9 @@ _PHASE = "calibration//phase"  # the number of the batch: which values are sampl
 _OBSERVED = ("lowest", "highest", "sample")
 
 
-def _watched(model: Any, names: list[str], samples: int | None) -> Any:
+def _watched(model: ir.Model, names: list[str], samples: int | None) -> ir.Model:
     """Return a copy of a graph that also gives the statistics of the named values."""
     import onnx_ir as ir
-
-    from cnnedge.graph.edit import initializer
 
     watched = model.clone()
     values = {value.name: value for node in watched.graph for value in node.outputs}
@@ -223,24 +227,28 @@ def _watched(model: Any, names: list[str], samples: int | None) -> Any:
     axis = initializer(watched, "calibration//axis", np.array([0], np.int64))
 
     def append(
-        name: str, op_type: str, inputs: list[Any], kind: Any = None, **attributes: Any
-    ) -> Any:
+        name: str,
+        op_type: str,
+        inputs: list[ir.Value],
+        attributes: Mapping[str, int | list[int]] | None = None,
+        kind: ir.DataType = ir.DataType.FLOAT,
+    ) -> ir.Value:
         node = ir.node(op_type, inputs, attributes, name=name)
         node.outputs[0].name = name
-        node.outputs[0].type = ir.TensorType(kind or ir.DataType.FLOAT)
+        node.outputs[0].type = ir.TensorType(kind)
         watched.graph.append(node)
         return node.outputs[0]
 
     for name in names:
         value = values[name]
         inputs, attributes = but_channels(watched, value)
-        low = append(f"{name}//lowest", "ReduceMin", inputs, **attributes)
-        high = append(f"{name}//highest", "ReduceMax", inputs, **attributes)
+        low = append(f"{name}//lowest", "ReduceMin", inputs, attributes)
+        high = append(f"{name}//highest", "ReduceMax", inputs, attributes)
         dims = value.shape.dims[1:] if value.shape is not None else ()
-        known = all(isinstance(d, int) for d in dims)
-        stride = _stride(int(np.prod(dims)), samples) if known else 1
+        known = [d for d in dims if isinstance(d, int)]
+        stride = _stride(math.prod(known), samples) if len(known) == len(dims) else 1
         step = initializer(watched, f"{name}//stride", np.array([stride], np.int64))
-        begin = append(f"{name}//begin", "Mod", [phase, step], ir.DataType.INT64)
+        begin = append(f"{name}//begin", "Mod", [phase, step], kind=ir.DataType.INT64)
         line = append(f"{name}//line", "Reshape", [value, flat])
         sample = append(f"{name}//sample", "Slice", [line, begin, end, axis, step])
         for statistic in (low, high, sample):
@@ -262,13 +270,13 @@ def _stride(size: int, samples: int | None) -> int:
     return stride
 
 
-def but_channels(model: Any, value: Any) -> tuple[list[Any], dict[str, Any]]:
+def but_channels(
+    model: ir.Model, value: ir.Value
+) -> tuple[list[ir.Value], dict[str, int | list[int]]]:
     """Return inputs and attributes of a reduction over every axis of ``value`` but the second.
 
     Over all of them where the value's rank is not known.
     """
-    from cnnedge.graph.edit import initializer
-
     if value.shape is None:
         return [value], {"keepdims": 0}
     axes = [i for i in range(len(value.shape)) if i != 1]
@@ -278,7 +286,7 @@ def but_channels(model: Any, value: Any) -> tuple[list[Any], dict[str, Any]]:
     return [value, operand], {"keepdims": 0}
 
 
-def open_scratch(model: Any, folder: Path) -> Any:
+def open_scratch(model: ir.Model, folder: Path) -> ort.InferenceSession:
     """Return a session of a graph that is needed once, its file removed again."""
     try:
         import onnx_ir as ir
@@ -306,7 +314,7 @@ def open_scratch(model: Any, folder: Path) -> Any:
 
 def _check(
     batch: np.ndarray,
-    taken: Any,
+    taken: ort.NodeArg,
     seen: int,
     value_range: tuple[float, float] | None,
     name_of: Callable[[int], str],

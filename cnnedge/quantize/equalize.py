@@ -10,14 +10,26 @@ balanced against the reader's weights is the range of the activation itself, as 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cnnedge.graph.edit import constant, initializer, main_nodes, rename_initializer
-from cnnedge.quantize.plan import WEIGHTED
+from cnnedge.graph.edit import (
+    WEIGHTED,
+    constant,
+    initializer,
+    main_nodes,
+    name_of,
+    operand,
+    optional_operand,
+    rename_initializer,
+)
+from cnnedge.graph.passes import PassResult, named_in_errors
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 # f(a * x) == a * f(x) for a > 0, channel by channel.
 _KEEPS_FACTORS = frozenset(
@@ -27,19 +39,18 @@ _LARGEST_FACTOR = 1e4  # beyond it a channel is as good as dead, and rounding wo
 
 
 @dataclass(frozen=True)
-class Equalized:
+class Equalized(PassResult):
     """An equivalent graph whose channels are easier to quantize.
 
     Attributes:
-        model: The ``onnx_ir.Model``.
         factors: By which the channels of each layer were divided, float32 ``[C]``, by its name.
     """
 
-    model: Any
     factors: Mapping[str, np.ndarray]
 
 
-def equalize(model: Any, peaks: Mapping[str, np.ndarray]) -> Equalized:
+@named_in_errors
+def equalize(model: ir.Model, peaks: Mapping[str, np.ndarray]) -> Equalized:
     """Return an equivalent FP32 graph with balanced channels.
 
     Args:
@@ -50,13 +61,12 @@ def equalize(model: Any, peaks: Mapping[str, np.ndarray]) -> Equalized:
     copy = model.clone()
     factors: dict[str, np.ndarray] = {}
     for node in main_nodes(copy, "Conv", "Gemm"):
-        readers = list(_readers(node))
-        if not readers or any(reader is None for reader in readers):
+        readers = _readers(node)
+        if not readers:
             continue
         channels = _outputs(node)
-        peak = next(
-            (_per_channel(peaks[v.name], channels) for v, _ in readers if v.name in peaks), None
-        )
+        observed = [peaks[name] for name, _ in readers if name in peaks]
+        peak = _per_channel(observed[0], channels) if observed else None
         if channels is None or peak is None:
             continue
         weights = [found for _, r in readers if (found := _input_peaks(r, channels)) is not None]
@@ -72,37 +82,41 @@ def equalize(model: Any, peaks: Mapping[str, np.ndarray]) -> Equalized:
         _divide_outputs(copy, node, factor)
         for _, reader in readers:
             _multiply_inputs(copy, reader, factor)
-        factors[node.name] = factor
-    return Equalized(copy, factors)
+        factors[name_of(node)] = factor
+    return Equalized(copy, bool(factors), factors)
 
 
-def _readers(node: Any) -> Iterator[Any]:
-    """Yield ``(value, layer)`` for whatever reads a layer's result; None for what may not scale."""
-    waiting = [node.outputs[0]]
+def _readers(node: ir.Node) -> list[tuple[str, ir.Node]]:
+    """Return the layers that read a layer's result, each with the name of what it reads.
+
+    None at all where anything reads it that may not be scaled.
+    """
+    readers, waiting = [], [node.outputs[0]]
     while waiting:
         value = waiting.pop()
         if value.is_graph_output():
-            yield None
+            return []
         for user, index in value.uses():
             if index == 0 and _keeps_factors(user):
                 waiting.append(user.outputs[0])
             elif user.op_type in {"Conv", "Gemm"} and index == 0:
-                yield value, user
+                readers.append((name_of(value), user))
             else:
-                yield None
+                return []
+    return readers
 
 
-def _keeps_factors(node: Any) -> bool:
+def _keeps_factors(node: ir.Node) -> bool:
     """Tell whether channels leave a node as they entered it, each with its factor."""
     if node.op_type != "Reshape":
         return node.op_type in _KEEPS_FACTORS
-    before, after = node.inputs[0].shape, node.outputs[0].shape
+    before, after = operand(node, 0).shape, node.outputs[0].shape
     if before is None or after is None or len(after) < 2:
         return False
     return len(after) == 2 or before[1] == after[1]  # a flattened tensor is still channel-major
 
 
-def _outputs(node: Any) -> int | None:
+def _outputs(node: ir.Node) -> int | None:
     weight = constant(node.inputs[1])
     if weight is None or node.op_type not in WEIGHTED:
         return None
@@ -116,13 +130,13 @@ def _per_channel(peak: np.ndarray, channels: int | None) -> np.ndarray | None:
     return peak.reshape(channels, -1).max(axis=1).astype(np.float64)
 
 
-def _input_peaks(reader: Any, channels: int) -> np.ndarray | None:
+def _input_peaks(reader: ir.Node, channels: int) -> np.ndarray | None:
     """Return the largest magnitude of a layer's weights for each channel that it reads."""
     view = _input_view(reader, channels)
     return None if view is None else np.abs(view).max(axis=(0, 2)).astype(np.float64)
 
 
-def _input_view(reader: Any, channels: int) -> np.ndarray | None:
+def _input_view(reader: ir.Node, channels: int) -> np.ndarray | None:
     """Return a layer's weights as ``[outputs, channels, places]``."""
     weight = constant(reader.inputs[1])
     if weight is None:
@@ -138,18 +152,18 @@ def _input_view(reader: Any, channels: int) -> np.ndarray | None:
     return kernel.reshape(kernel.shape[0], channels, -1)
 
 
-def _divide_outputs(model: Any, node: Any, factor: np.ndarray) -> None:
+def _divide_outputs(model: ir.Model, node: ir.Node, factor: np.ndarray) -> None:
     weight = constant(node.inputs[1])
     assert weight is not None
     rows = node.op_type == "Conv" or _transposed(node)
     shape = [-1] + [1] * (weight.ndim - 1) if rows else [1, -1]
     _replace(model, node, 1, weight / factor.reshape(shape))
-    bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    bias = constant(optional_operand(node, 2))
     if bias is not None:
         _replace(model, node, 2, bias / factor)
 
 
-def _multiply_inputs(model: Any, reader: Any, factor: np.ndarray) -> None:
+def _multiply_inputs(model: ir.Model, reader: ir.Node, factor: np.ndarray) -> None:
     weight = constant(reader.inputs[1])
     view = _input_view(reader, len(factor))
     assert weight is not None
@@ -161,17 +175,16 @@ def _multiply_inputs(model: Any, reader: Any, factor: np.ndarray) -> None:
         _replace(model, reader, 1, np.ascontiguousarray(scaled.reshape(weight.T.shape).T))
 
 
-def _replace(model: Any, node: Any, index: int, array: np.ndarray) -> None:
+def _replace(model: ir.Model, node: ir.Node, index: int, array: np.ndarray) -> None:
     """Give a node another constant, under the old one's name."""
-    old = node.inputs[index]
-    new = initializer(model, f"{old.name}/equalized", array.astype(np.float32))
+    old = operand(node, index)
+    name = name_of(old)
+    new = initializer(model, f"{name}/equalized", array.astype(np.float32))
     node.replace_input_with(index, new)
     if not old.uses():
-        name = old.name
         del model.graph.initializers[name]
-        rename_initializer(model.graph, new, name)
+        rename_initializer(new, name)
 
 
-def _transposed(node: Any) -> bool:
-    attribute = node.attributes.get("transB")
-    return attribute is not None and attribute.as_int() == 1
+def _transposed(node: ir.Node) -> bool:
+    return node.attributes.get_int("transB", 0) == 1

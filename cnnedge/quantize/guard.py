@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,9 +26,12 @@ from cnnedge.quantize.build import QuantizedGraph, quantize
 from cnnedge.quantize.calibrate import Calibration, Ranges, calibrate, choose_ranges
 from cnnedge.quantize.equalize import equalize
 from cnnedge.quantize.noise import LayerNoise, correct_bias, layer_noise
-from cnnedge.quantize.plan import Target, make_plan
+from cnnedge.quantize.plan import Plan, make_plan
 from cnnedge.quantize.threshold import METHODS
 from cnnedge.result import LEAST_ACHIEVED, Comparison, Verdict
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 PLAIN = "minmax"
 # Images that the layers' noise and effect are measured on: each costs a run per layer.
@@ -36,7 +39,7 @@ _NOISE_IMAGES = 32
 _TINY = 1e-9  # below it, a probability's logarithm says nothing
 
 Images = Callable[[], Iterable[np.ndarray]]
-Evaluate = Callable[[Any], tuple[Comparison, Verdict]]
+Evaluate = Callable[["ir.Model"], tuple[Comparison, Verdict]]
 
 
 @dataclass(frozen=True)
@@ -123,15 +126,20 @@ class Guarded:
 class _State:
     """What a candidate is made from."""
 
-    model: Any  # the FP32 graph, as equalised and corrected so far
+    model: ir.Model  # the FP32 graph, as equalised and corrected so far
     calibration: Calibration
     method: str
-    keep_float: frozenset[str] = frozenset()
+    plan: Plan
+
+    def keeping(self, layers: Iterable[str]) -> _State:
+        """Return it with some layers left in float, for which a plan of its own is needed."""
+        kept = frozenset(layers)
+        return replace(self, plan=make_plan(self.model, self.plan.target, keep_float=kept))
 
 
 def hold_gate(
-    model: Any,
-    target: Target,
+    model: ir.Model,
+    plan: Plan,
     calibration: Calibration,
     images: Images,
     evaluate: Evaluate,
@@ -145,7 +153,7 @@ def hold_gate(
 
     Args:
         model: The FP32 ``onnx_ir.Model``.
-        target: The contract to follow.
+        plan: What `make_plan` decided for it.
         calibration: What was observed of it.
         images: Gives the calibration images anew each time, in batches as the graph takes them.
         evaluate: Runs a quantized ``onnx_ir.Model`` over the test images and judges it.
@@ -154,8 +162,8 @@ def hold_gate(
         method: The calibration method of the first attempt.
         progress: Told how many attempts were made.
     """
-    guard = _Guard(model, target, images, evaluate, folder, progress)
-    state = _State(model, calibration, method)
+    guard = _Guard(model, plan, images, evaluate, folder, progress)
+    state = _State(model, calibration, method, plan)
     if guard.try_it("plain", f"{method} calibration", state, plain):
         return guard.result()
     candidates = [state] + [replace(state, method=other) for other in METHODS if other != method]
@@ -167,10 +175,10 @@ def hold_gate(
         return guard.result()
 
     equalized = equalize(state.model, state.calibration.peaks)
-    if equalized.factors:
+    if equalized.modified:
         tensors = list(state.calibration.histograms)
         observed = calibrate(equalized.model, tensors, images(), folder)
-        balanced = [_State(equalized.model, observed, other) for other in METHODS]
+        balanced = [_State(equalized.model, observed, other, plan) for other in METHODS]
         best = min(balanced, key=guard.divergence_of)
         pairs = f"{len(equalized.factors)} layers equalised, {best.method} calibration"
         if guard.try_it("equalize", pairs, best):
@@ -178,7 +186,7 @@ def hold_gate(
         state = min([state, best], key=guard.divergence_of)
 
     noise = guard.noise(state)
-    corrected = replace(state, model=correct_bias(state.model, noise))
+    corrected = replace(state, model=correct_bias(state.model, noise).model)
     if guard.try_it("bias", f"biases of {len(noise)} layers corrected", corrected):
         return guard.result()
     state = min([state, corrected], key=guard.divergence_of)
@@ -192,14 +200,14 @@ class _Guard:
 
     def __init__(
         self,
-        model: Any,
-        target: Target,
+        model: ir.Model,
+        plan: Plan,
         images: Images,
         evaluate: Evaluate,
         folder: Path,
         progress: Progress,
     ) -> None:
-        self._target, self._images, self._evaluate = target, images, evaluate
+        self._plan, self._images, self._evaluate = plan, images, evaluate
         self._folder, self._progress = folder, progress
         self._expected = np.log(np.maximum(_answers(model, images()), _TINY))
         self.methods: dict[str, float] = {}
@@ -209,12 +217,10 @@ class _Guard:
         self._divergences: dict[int, tuple[_State, float]] = {}
 
     def build(self, state: _State) -> QuantizedGraph:
-        plan = make_plan(state.model, self._target, keep_float=state.keep_float)
-        return quantize(state.model, plan, self._ranges(state))
+        return quantize(state.model, state.plan, self._ranges(state))
 
     def _ranges(self, state: _State) -> Ranges:
-        plan = make_plan(state.model, self._target)
-        return choose_ranges(state.calibration, plan, state.method)
+        return choose_ranges(state.calibration, self._plan, state.method)
 
     def divergence_of(self, state: _State) -> float:
         """Return the candidate's mean KL divergence on the calibration images, nats."""
@@ -223,7 +229,7 @@ class _Guard:
             self._divergences[id(state)] = (state, found)
         return self._divergences[id(state)][1]
 
-    def _divergence(self, model: Any, count: int | None = None) -> float:
+    def _divergence(self, model: ir.Model, count: int | None = None) -> float:
         answers = _answers(model, islice(self._images(), count))
         expected = self._expected[: len(answers)]
         moved = expected - np.log(np.maximum(answers, _TINY))
@@ -264,21 +270,18 @@ class _Guard:
         """Find the fewest layers to keep in higher precision, the most sensitive first."""
         layers = self.build(state).plan.compute
         for number, layer in enumerate(layers, 1):
-            alone = replace(state, keep_float=frozenset(layers) - {layer})
+            alone = state.keeping(set(layers) - {layer})
             moved = self._divergence(self.build(alone).model, _NOISE_IMAGES)
             self._sensitivity.append(LayerSensitivity(layer, noise[layer].sqnr_db, moved))
             self._progress("sensitivity", number, len(layers))
         self._sensitivity.sort(key=lambda found: -found.divergence)
         order = [found.layer for found in self._sensitivity]
-        precision = "FP16" if self._target.float16 else "FP32"
+        precision = "FP16" if self._plan.target.float16 else "FP32"
 
         def holds(count: int) -> bool:
             kept = order[:count]
-            return self.try_it(
-                "mixed",
-                f"{', '.join(kept)} kept in {precision}",
-                replace(state, keep_float=frozenset(kept)),
-            )
+            detail = f"{', '.join(kept)} kept in {precision}"
+            return self.try_it("mixed", detail, state.keeping(kept))
 
         # More layers in higher precision come nearer to FP32, so the fewest is found by halving.
         fewest, enough = 1, self._most(state, order)
@@ -295,8 +298,7 @@ class _Guard:
         """Return how many layers can be kept while the graph still deserves to be called int8."""
         most = 0
         for count in range(1, len(order)):
-            kept = replace(state, keep_float=frozenset(order[:count]))
-            shares = achieved_precision(self.build(kept).model)["macs"]
+            shares = achieved_precision(self.build(state.keeping(order[:count])).model)["macs"]
             if shares.get("int8", 0.0) < LEAST_ACHIEVED:
                 break
             most = count
@@ -317,7 +319,7 @@ class _Guard:
         return Guarded(graph, method, attempts, best, self.methods, layers)
 
 
-def _answers(model: Any, batches: Iterable[np.ndarray]) -> np.ndarray:
+def _answers(model: ir.Model, batches: Iterable[np.ndarray]) -> np.ndarray:
     from cnnedge.backends.onnxruntime import open_session
 
     session = open_session(serialize(model))

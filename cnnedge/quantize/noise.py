@@ -9,14 +9,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cnnedge.graph.edit import constant, initializer, main_nodes
+from cnnedge.graph.edit import (
+    constant,
+    initializer,
+    main_nodes,
+    name_of,
+    operand,
+    optional_operand,
+    required_constant,
+)
+from cnnedge.graph.passes import PassResult, named_in_errors
 from cnnedge.quantize.calibrate import Ranges, but_channels, open_scratch
 from cnnedge.quantize.plan import Plan
 from cnnedge.quantize.qdq import activation_scale, image_scale, kernel_axis, quantize_weight
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 @dataclass(frozen=True)
@@ -33,7 +45,7 @@ class LayerNoise:
 
 
 def layer_noise(
-    model: Any, plan: Plan, ranges: Ranges, batches: Iterable[np.ndarray], folder: Path
+    model: ir.Model, plan: Plan, ranges: Ranges, batches: Iterable[np.ndarray], folder: Path
 ) -> dict[str, LayerNoise]:
     """Return the noise of each layer that the plan quantizes, by its name, in graph order.
 
@@ -47,7 +59,7 @@ def layer_noise(
     watched, wanted = _watched(model, plan, ranges)
     session = open_scratch(watched, folder)
     del watched  # it holds every weight twice
-    sums: list[Any] = [0.0] * len(wanted)
+    sums = [np.zeros(())] * len(wanted)
     seen = 0
     for batch in batches:
         found = session.run(wanted, {session.get_inputs()[0].name: batch})
@@ -66,25 +78,25 @@ def layer_noise(
     return noise
 
 
-def correct_bias(model: Any, noise: Mapping[str, LayerNoise]) -> Any:
+@named_in_errors
+def correct_bias(model: ir.Model, noise: Mapping[str, LayerNoise]) -> PassResult:
     """Return a copy of an FP32 graph whose biases undo the shift that quantization will bring.
 
     Nagel et al. (2019), section 4.2, with the shift measured on images instead of estimated.
     """
-    copy = model.clone()
+    copy, modified = model.clone(), False
     for node in main_nodes(copy):
-        if node.name not in noise or len(node.inputs) < 3:
+        value, shifted = optional_operand(node, 2), noise.get(name_of(node))
+        bias = constant(value)
+        if shifted is None or value is None or bias is None:
             continue
-        bias = constant(node.inputs[2])
-        if bias is None:
-            continue
-        corrected = (bias + noise[node.name].shift).astype(np.float32)
-        name = f"{node.inputs[2].name}/corrected"
-        node.replace_input_with(2, initializer(copy, name, corrected))
-    return copy
+        corrected = (bias + shifted.shift).astype(np.float32)
+        node.replace_input_with(2, initializer(copy, f"{value.name}/corrected", corrected))
+        modified = True
+    return PassResult(copy, modified)
 
 
-def _watched(model: Any, plan: Plan, ranges: Ranges) -> tuple[Any, list[str]]:
+def _watched(model: ir.Model, plan: Plan, ranges: Ranges) -> tuple[ir.Model, list[str]]:
     """Return a copy of a graph with each layer's noise as outputs, and their names.
 
     Three for each layer, in this order: shift, energy lost, energy of the signal.
@@ -94,13 +106,17 @@ def _watched(model: Any, plan: Plan, ranges: Ranges) -> tuple[Any, list[str]]:
     watched = model.clone()
     wanted: list[str] = []
 
-    def append(op_type: str, inputs: list[Any], name: str, **attributes: Any) -> Any:
+    def append(
+        op_type: str, inputs: list[ir.Value], name: str, **attributes: int | list[int]
+    ) -> ir.Value:
         node = ir.node(op_type, inputs, attributes, name=name)
         node.outputs[0].name = name
         watched.graph.append(node)
         return node.outputs[0]
 
-    def observe(op_type: str, inputs: list[Any], name: str, **attributes: Any) -> None:
+    def observe(
+        op_type: str, inputs: list[ir.Value], name: str, **attributes: int | list[int]
+    ) -> None:
         result = append(op_type, inputs, name, **attributes)
         result.type = ir.TensorType(ir.DataType.FLOAT)
         watched.graph.outputs.append(result)
@@ -109,12 +125,12 @@ def _watched(model: Any, plan: Plan, ranges: Ranges) -> tuple[Any, list[str]]:
     for node in list(main_nodes(watched)):
         if node.name not in plan.compute:
             continue
-        tensor = node.inputs[0].name
+        image = operand(node, 0)
+        tensor = name_of(image)
         scale = image_scale(watched, plan, tensor) or activation_scale(
             *ranges.limits[plan.scale_source(tensor)], plan.target
         )
-        weight = constant(node.inputs[1])
-        assert weight is not None
+        weight = required_constant(node.inputs[1])
         axis = kernel_axis(node)
         levels, steps = quantize_weight(weight, axis, plan.target)
         shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
@@ -122,11 +138,11 @@ def _watched(model: Any, plan: Plan, ranges: Ranges) -> tuple[Any, list[str]]:
         rounded = initializer(watched, f"{name}/weight", levels * steps.reshape(shape))
         step = initializer(watched, f"{name}/step", np.array(scale.scale, np.float32))
         zero = initializer(watched, f"{name}/zero", np.array(scale.zero_point, scale.dtype))
-        integers = append("QuantizeLinear", [node.inputs[0], step, zero], f"{name}/q")
-        image = append("DequantizeLinear", [integers, step, zero], f"{name}/dq")
+        integers = append("QuantizeLinear", [image, step, zero], f"{name}/q")
+        rounded_image = append("DequantizeLinear", [integers, step, zero], f"{name}/dq")
         copy = ir.node(
             node.op_type,
-            [image, rounded, *list(node.inputs)[2:]],
+            [rounded_image, rounded, *list(node.inputs)[2:]],
             dict(node.attributes),
             name=f"{name}/y",
         )

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cnnedge.errors import ModelError
-from cnnedge.graph.edit import all_nodes, constant, main_nodes, single_consumer
+from cnnedge.graph.edit import (
+    WEIGHTED,
+    WEIGHTED_OR_TRANSPOSED,
+    all_nodes,
+    constant,
+    made_by,
+    main_nodes,
+    name_of,
+    operand,
+    optional_operand,
+    single_consumer,
+)
 from cnnedge.graph.image_part import image_part
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 # A dense layer with fewer outputs than this gains nothing from int8 and decides the answer.
 SMALLEST_DENSE = 16
 _TOLD = 2  # layers that a message names
 ASKED_FOR = "asked for"  # why a layer stays float that could be quantized
-WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
-_KERNELS = WEIGHTED | {"ConvTranspose"}
 # Moves values without computing any: result and operand share one scale.
 SAME_SCALE = frozenset({"MaxPool", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose"})
 # Computes in int8 on CPU runtimes when operands and result are quantized.
@@ -28,15 +40,13 @@ class NoInt8Error(ModelError):
     """No layer of a network can compute in int8."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """The contract of a family of runtimes.
 
     Attributes:
         name: "cpu" or "trt".
         symmetric: Activations are int8 with zero point 0; else uint8 with a zero point.
-        folds_relu: Relu disappears into the clamp of the quantized result; else it stays between
-            the convolution and the Q/DQ pair, where TensorRT fuses it with the convolution.
         quantizes_bias: Biases are int32 with scale ``s_x * s_w``; else they stay float.
         takes_uint8: A uint8 image scaled by one factor feeds the first layer as it is.
         output_channel_first: Dense kernels are stored ``[out, in]`` so that weight scales run
@@ -47,7 +57,6 @@ class Target:
 
     name: str
     symmetric: bool
-    folds_relu: bool
     quantizes_bias: bool
     takes_uint8: bool
     output_channel_first: bool
@@ -55,21 +64,33 @@ class Target:
     float16: bool = False
 
 
-CPU = Target("cpu", False, True, True, True, False)
+CPU = Target(
+    name="cpu",
+    symmetric=False,
+    quantizes_bias=True,
+    takes_uint8=True,
+    output_channel_first=False,
+)
 # uint8 × int8 products are summed in saturating 16-bit pairs where the CPU has no dot-product
 # instruction (VNNI); weights of 7 bits cannot saturate them.
-CPU_REDUCED = Target("cpu", False, True, True, True, False, weight_limit=63)
-TRT = Target("trt", True, False, False, False, True, float16=True)
+CPU_REDUCED = replace(CPU, weight_limit=63)
+TRT = Target(
+    name="trt",
+    symmetric=True,
+    quantizes_bias=False,
+    takes_uint8=False,
+    output_channel_first=True,
+    float16=True,
+)
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What to quantize in one graph for one target.
 
     Attributes:
         target: The contract that the plan follows.
         compute: Names of the weighted nodes that will compute in int8.
-        carried: Names of the other nodes that will: pools, adds, reshapes.
         tensors: Names of activations that get a Q/DQ pair, in graph order.
         folded: Names of Relu/Clip nodes that the quantized result's clamp replaces.
         shares: For a tensor, the one whose scale it must have.
@@ -78,13 +99,12 @@ class Plan:
     """
 
     target: Target
-    compute: list[str] = field(default_factory=list)
-    carried: list[str] = field(default_factory=list)
-    tensors: list[str] = field(default_factory=list)
-    folded: list[str] = field(default_factory=list)
-    shares: dict[str, str] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
-    pixels: frozenset[str] = frozenset()
+    compute: tuple[str, ...]
+    tensors: tuple[str, ...]
+    folded: tuple[str, ...]
+    shares: Mapping[str, str]
+    skipped: Mapping[str, str]
+    pixels: frozenset[str]
 
     def scale_source(self, tensor: str) -> str:
         """Return the tensor whose range gives the scale of ``tensor``."""
@@ -94,7 +114,7 @@ class Plan:
 
 
 def make_plan(
-    model: Any,
+    model: ir.Model,
     target: Target,
     *,
     keep_float: frozenset[str] = frozenset(),
@@ -111,30 +131,36 @@ def make_plan(
     Raises:
         NoInt8Error: no layer can compute in int8.
     """
-    pixels = frozenset(node.outputs[0].name for node in image_part(model))
-    plan = Plan(target, pixels=pixels)
-    quantized: dict[str, Any] = {}  # tensor name -> value, in graph order
+    compute: list[str] = []
+    skipped: dict[str, str] = {}
+    quantized: dict[str, ir.Value] = {}  # by the tensor's name
     for node in all_nodes(model):
-        if node.op_type not in _KERNELS:
+        if node.op_type not in WEIGHTED_OR_TRANSPOSED:
             continue
-        reason = (unfit or {}).get(node.name) or _unfit(node, model, target)
-        reason = ASKED_FOR if node.name in keep_float else reason
+        name, image = name_of(node), operand(node, 0)
+        reason = (unfit or {}).get(name) or _unfit(node, model, target)
+        reason = ASKED_FOR if name in keep_float else reason
         if reason:
-            plan.skipped[node.name] = reason
+            skipped[name] = reason
             continue
-        plan.compute.append(node.name)
-        quantized.setdefault(node.inputs[0].name, node.inputs[0])
-    if not plan.compute:
-        reasons = brief(plan.skipped)
+        compute.append(name)
+        quantized.setdefault(name_of(image), image)
+    if not compute:
+        reasons = brief(skipped)
         raise NoInt8Error(
             f"no layer of this network can compute in int8 ({reasons or 'none has weights'})",
             fix="leave int8 out: --precision fp32,fp16",
         )
-    if target.name == "cpu":
-        _plan_cpu(model, plan, quantized)
-    order = {v.name: i for i, v in enumerate(_values(model))}
-    plan.tensors = sorted(quantized, key=order.__getitem__)
-    return plan
+    shares, folded = _plan_cpu(model, compute, quantized) if target.name == "cpu" else ({}, [])
+    return Plan(
+        target=target,
+        compute=tuple(compute),
+        tensors=tuple(name for name in map(name_of, _values(model)) if name in quantized),
+        folded=tuple(folded),
+        shares=shares,
+        skipped=skipped,
+        pixels=frozenset(name_of(node.outputs[0]) for node in image_part(model)),
+    )
 
 
 def brief(kept: Mapping[str, str]) -> str:
@@ -143,39 +169,48 @@ def brief(kept: Mapping[str, str]) -> str:
     return told + (f"; and {len(kept) - _TOLD} more" if len(kept) > _TOLD else "")
 
 
-def _plan_cpu(model: Any, plan: Plan, quantized: dict[str, Any]) -> None:
-    """Extend the plan so that whole int8 operations form, as CPU runtimes fuse them."""
+def _plan_cpu(
+    model: ir.Model, compute: list[str], quantized: dict[str, ir.Value]
+) -> tuple[dict[str, str], list[str]]:
+    """Extend what is quantized so that whole int8 operations form, as CPU runtimes fuse them.
+
+    Returns:
+        For a tensor, the one whose scale it must have; and the clamps that are folded.
+    """
     # An integer convolution exists only with an int8 result, and a dense layer whose Relu is left
     # to itself is fused into a float one; the last layer's scores go to the softmax in float.
     for node in main_nodes(model, *WEIGHTED):
         result = _behind_clamp(node)
-        if node.name in plan.compute and not _feeds_softmax(result):
-            quantized.setdefault(result.name, result)
+        if node.name in compute and not _feeds_softmax(result):
+            quantized.setdefault(name_of(result), result)
+    integer: set[str | None] = {*compute}
+    shares: dict[str, str] = {}
     # Values move and add in int8 where what feeds them is int8 already, so in graph order.
     for node in main_nodes(model):
-        data = [value for value in node.inputs if constant(value) is None]
+        data = [value for value in node.inputs if value is not None and constant(value) is None]
         if any(value.name not in quantized for value in data):
             continue
         if node.op_type in SAME_SCALE and not node.outputs[0].is_graph_output():
             result = node.outputs[0]
-            plan.shares[result.name] = data[0].name
+            shares[name_of(result)] = name_of(data[0])
         elif node.op_type in CPU_ARITHMETIC and len(data) == len(node.inputs):
             result = _behind_clamp(node)
         else:
             continue
         if not result.is_graph_output():
-            quantized.setdefault(result.name, result)
-            plan.carried.append(node.name)
-    integer = {*plan.compute, *plan.carried}
+            quantized.setdefault(name_of(result), result)
+            integer.add(node.name)
+    folded = []
     for node in main_nodes(model, "Relu", "Clip"):
-        producer = node.inputs[0].producer()
+        producer = operand(node, 0).producer()
         if producer is None or producer.name not in integer:
             continue
         if _behind_clamp(producer) is node.outputs[0] and node.outputs[0].name in quantized:
-            plan.folded.append(node.name)
+            folded.append(name_of(node))
+    return shares, folded
 
 
-def _behind_clamp(node: Any) -> Any:
+def _behind_clamp(node: ir.Node) -> ir.Value:
     """Return a node's result, or that of the one Relu or Relu6 behind it."""
     result = node.outputs[0]
     clamp = single_consumer(result)
@@ -184,21 +219,20 @@ def _behind_clamp(node: Any) -> Any:
     return result
 
 
-def _feeds_softmax(value: Any) -> bool:
+def _feeds_softmax(value: ir.Value) -> bool:
     return value.is_graph_output() or any(user.op_type == "Softmax" for user, _ in value.uses())
 
 
-def _unfit(node: Any, model: Any, target: Target) -> str | None:
+def _unfit(node: ir.Node, model: ir.Model, target: Target) -> str | None:
     """Return why a weighted node cannot compute in int8, or None."""
     weight = constant(node.inputs[1])
     if weight is None:
         return "its second operand is no constant"
-    producer = node.inputs[0].producer()
-    if producer is not None and producer.op_type == "Softmax":
+    if made_by(node.inputs[0], "Softmax") is not None:
         return "it reads a softmax, which stays float"
     if node.graph is not model.graph:
         return "it is computed inside a loop or a branch"
-    bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    bias = constant(optional_operand(node, 2))
     # NaN is left to calibration, which refuses it by name; an infinite bias may give finite values.
     if np.isinf(weight).any() or (bias is not None and np.isinf(bias).any()):
         return "its weights are not finite"
@@ -217,5 +251,5 @@ def _unfit(node: Any, model: Any, target: Target) -> str | None:
     return f"{outputs} outputs, fewer than {SMALLEST_DENSE}" if outputs < SMALLEST_DENSE else None
 
 
-def _values(model: Any) -> list[Any]:
+def _values(model: ir.Model) -> list[ir.Value]:
     return [*model.graph.inputs, *(v for node in model.graph for v in node.outputs)]

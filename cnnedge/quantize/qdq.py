@@ -7,21 +7,29 @@ Quantization follows the ONNX operators: ``q = clamp(round(x / scale) + zero_poi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cnnedge.errors import first_line
+from cnnedge.errors import ModelError, first_line
 from cnnedge.graph.edit import (
+    NHWC_TO_NCHW,
     constant,
-    drop_unused_initializers,
     erase,
     initializer,
+    maker,
+    name_of,
+    operand,
+    optional_operand,
     required_constant,
 )
-from cnnedge.graph.image_part import image_part, scaled_image
+from cnnedge.graph.image_part import DEQUANTIZE, NCHW_UINT8, SCALE, image_part, scaled_image
+from cnnedge.graph.passes import drop_unused_initializers, graph_pass
 from cnnedge.quantize.calibrate import Ranges
 from cnnedge.quantize.plan import Plan, Target
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 _SMALLEST_HALF = 2.0**-24  # the smallest positive FP16
 _LEAST_STEP = float(np.finfo(np.float32).tiny)  # below it, dividing by a step overflows
@@ -34,10 +42,10 @@ class Scale:
 
     scale: float
     zero_point: int
-    dtype: Any  # np.uint8 or np.int8
+    dtype: type[np.uint8 | np.int8]
 
 
-class LayerError(Exception):
+class LayerError(ModelError):
     """A layer cannot be quantized."""
 
     def __init__(self, layer: str, reason: str) -> None:
@@ -86,12 +94,12 @@ def quantize_weight(
     return levels, scales
 
 
-def kernel_axis(node: Any) -> int:
+def kernel_axis(node: ir.Node) -> int:
     """Return the axis of the output channels in a layer's kernel, as exported."""
     return 0 if node.op_type == "Conv" else 1
 
 
-def image_scale(model: Any, plan: Plan, tensor: str) -> Scale | None:
+def image_scale(model: ir.Model, plan: Plan, tensor: str) -> Scale | None:
     """Return the scale of a tensor that is the uint8 image itself, or None where it is not."""
     if not plan.target.takes_uint8:
         return None
@@ -99,12 +107,17 @@ def image_scale(model: Any, plan: Plan, tensor: str) -> Scale | None:
     return exact[1] if exact is not None and exact[0].name == tensor else None
 
 
-def insert_pairs(model: Any, plan: Plan, ranges: Ranges) -> dict[str, Scale]:
-    """Rewrite a copy's graph in place as the plan says; return each tensor's scale."""
+@graph_pass
+def insert_pairs(model: ir.Model, plan: Plan, ranges: Ranges) -> None:
+    """Rewrite a copy's graph in place as the plan says.
+
+    Raises:
+        LayerError: a layer cannot be quantized.
+    """
     target = plan.target
     nodes = {node.name: node for node in model.graph}
-    values = {v.name: v for node in model.graph for v in node.outputs}
-    values |= {v.name: v for v in model.graph.inputs}
+    values = {name_of(v): v for node in model.graph for v in node.outputs}
+    values |= {name_of(v): v for v in model.graph.inputs}
     exact = _image_as_it_is(model, plan) if target.takes_uint8 else None
     scales = {}
     for tensor in plan.tensors:
@@ -113,58 +126,58 @@ def insert_pairs(model: Any, plan: Plan, ranges: Ranges) -> dict[str, Scale]:
         else:
             scales[tensor] = activation_scale(*ranges.limits[plan.scale_source(tensor)], target)
     for name in plan.folded:
-        _fold_clamp(model, nodes[name], values)
+        _fold_clamp(nodes[name], values)
     behind = {}
     for tensor in plan.tensors:
         if exact is not None and tensor == exact[0].name:
             behind[tensor] = _dequantize_image(model, exact[0], scales[tensor])
         else:
             behind[tensor] = _insert_pair(model, values[tensor], scales[tensor])
-    stored: dict[Any, _Stored] = {}
+    stored: dict[tuple[str, int, bytes], _Stored] = {}
     for name in plan.compute:
         try:
             _quantize_parameters(model, nodes[name], target, behind, scales, stored)
         except Exception as error:  # whatever a layer's numbers or form lead to
             raise LayerError(name, f"it cannot be quantized ({first_line(error)})") from error
     drop_unused_initializers(model)
-    return scales
 
 
-def _insert_pair(model: Any, value: Any, scale: Scale) -> Any:
+def _insert_pair(model: ir.Model, value: ir.Value, scale: Scale) -> ir.Value:
     """Insert Q and DQ behind a value, for everything that used it."""
     import onnx_ir as ir
 
     uses = list(value.uses())
-    step, zero = _scale_inputs(model, value.name, scale)
+    step, zero = _scale_inputs(model, name_of(value), scale)
     quantize = ir.node("QuantizeLinear", [value, step, zero], name=f"{value.name}/quantize")
     dequantize = ir.node(
         "DequantizeLinear", [quantize.outputs[0], step, zero], name=f"{value.name}/dequantize"
     )
-    integer = ir.DataType.from_numpy(np.dtype(scale.dtype))
-    for node, dtype in ((quantize, integer), (dequantize, value.dtype)):
+    integer = ir.TensorType(ir.DataType.from_numpy(np.dtype(scale.dtype)))
+    for node, kind in ((quantize, integer), (dequantize, value.type)):
         node.outputs[0].name = node.name
-        node.outputs[0].shape, node.outputs[0].type = value.shape, ir.TensorType(dtype)
-    if value.producer() is None:
+        node.outputs[0].shape, node.outputs[0].type = value.shape, kind
+    producer = value.producer()
+    if producer is None:
         model.graph.insert_before(next(iter(model.graph)), [quantize, dequantize])
     else:
-        model.graph.insert_after(value.producer(), [quantize, dequantize])
+        model.graph.insert_after(producer, [quantize, dequantize])
     for user, index in uses:
         user.replace_input_with(index, dequantize.outputs[0])
     return dequantize.outputs[0]
 
 
-def _fold_clamp(model: Any, clamp: Any, values: dict[str, Any]) -> None:
+def _fold_clamp(clamp: ir.Node, values: dict[str, ir.Value]) -> None:
     """Remove a Relu or Relu6 whose quantized result clamps to the same range by itself."""
-    source, result = clamp.inputs[0], clamp.outputs[0]
+    source, result = operand(clamp, 0), clamp.outputs[0]
     result.replace_all_uses_with(source)
-    name = result.name
-    erase(model, clamp)
+    name = name_of(result)
+    erase(clamp)
     # The tensor keeps its name, and with it its calibrated range, though another node makes it.
     source.name = name
     values[name] = source
 
 
-def _image_as_it_is(model: Any, plan: Plan) -> tuple[Any, Scale] | None:
+def _image_as_it_is(model: ir.Model, plan: Plan) -> tuple[ir.Value, Scale] | None:
     """Find a first layer fed by a uint8 image times one factor: that IS a quantized tensor.
 
     Returns:
@@ -173,28 +186,26 @@ def _image_as_it_is(model: Any, plan: Plan) -> tuple[Any, Scale] | None:
     scaled = scaled_image(model)
     if scaled is None or scaled.name not in plan.tensors:
         return None
-    factor = required_constant(scaled.producer().inputs[1])
+    factor = required_constant(maker(scaled).inputs[1])
     return scaled, Scale(float(factor.reshape(-1)[0]), 0, np.uint8)
 
 
-def _dequantize_image(model: Any, scaled: Any, scale: Scale) -> Any:
+def _dequantize_image(model: ir.Model, scaled: ir.Value, scale: Scale) -> ir.Value:
     """Replace cast, transpose and scale by a uint8 transpose and one DequantizeLinear."""
     import onnx_ir as ir
 
     chain = image_part(model)
     image = chain[0].inputs[0]
-    transpose = ir.node("Transpose", [image], {"perm": [0, 3, 1, 2]}, name="image/nchw/uint8")
-    step, zero = _scale_inputs(model, "image/scale", scale)
-    dequantize = ir.node(
-        "DequantizeLinear", [transpose.outputs[0], step, zero], name="image/dequantize"
-    )
+    transpose = ir.node("Transpose", [image], {"perm": NHWC_TO_NCHW}, name=NCHW_UINT8)
+    step, zero = _scale_inputs(model, SCALE, scale)
+    dequantize = ir.node("DequantizeLinear", [transpose.outputs[0], step, zero], name=DEQUANTIZE)
     for node, dtype in ((transpose, ir.DataType.UINT8), (dequantize, ir.DataType.FLOAT)):
         node.outputs[0].name = node.name
         node.outputs[0].shape, node.outputs[0].type = scaled.shape, ir.TensorType(dtype)
     model.graph.insert_before(next(iter(model.graph)), [transpose, dequantize])
     scaled.replace_all_uses_with(dequantize.outputs[0])
     for node in reversed(chain):
-        erase(model, node)
+        erase(node)
     return dequantize.outputs[0]
 
 
@@ -202,18 +213,18 @@ def _dequantize_image(model: Any, scaled: Any, scale: Scale) -> Any:
 class _Stored:
     """Integers in the graph, with their scales and zero points: what DequantizeLinear takes."""
 
-    inputs: tuple[Any, Any, Any]
+    inputs: tuple[ir.Value, ir.Value, ir.Value]
     steps: np.ndarray
     axis: int
 
 
 def _quantize_parameters(
-    model: Any,
-    node: Any,
+    model: ir.Model,
+    node: ir.Node,
     target: Target,
-    behind: dict[str, Any],
+    behind: dict[str, ir.Value],
     scales: dict[str, Scale],
-    stored: dict[Any, _Stored],
+    stored: dict[tuple[str, int, bytes], _Stored],
 ) -> None:
     """Store a layer's kernel as int8, and its bias as int32 where the target wants it.
 
@@ -222,39 +233,43 @@ def _quantize_parameters(
     """
     import onnx_ir as ir
 
-    kernel = node.inputs[1]
-    weight = constant(kernel)
-    assert weight is not None
+    kernel = name_of(operand(node, 1))
+    weight = required_constant(node.inputs[1])
     axis = kernel_axis(node)
     if node.op_type == "Gemm" and target.output_channel_first:
         weight, axis = np.ascontiguousarray(weight.T), 0
         node.attributes["transB"] = ir.AttrInt64("transB", 1)
     tensor = next(name for name, value in behind.items() if value is node.inputs[0])
     input_scale = scales[tensor].scale
-    bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    bias = constant(optional_operand(node, 2))
     smallest: np.ndarray | float = 0.0
     if bias is not None and target.quantizes_bias:
         # A bias far larger than its weights must still fit 32 bits at scale s_x * s_w.
         smallest = np.abs(bias.astype(np.float64)) / (input_scale * (2.0**31 - 1))
     levels, steps = quantize_weight(weight, axis, target, smallest)
-    own = (kernel.name, axis, steps.tobytes())  # of two scales, two kernels of integers
+    own = (kernel, axis, steps.tobytes())  # of two scales, two kernels of integers
     if own not in stored:
         zeros = np.zeros(len(steps), np.int8)
-        stored[own] = _store(model, kernel.name, levels, steps, zeros, axis)
-    node.replace_input_with(1, _dequantized(model, node, kernel.name, stored[own]))
+        stored[own] = _store(model, kernel, levels, steps, zeros, axis)
+    node.replace_input_with(1, _dequantized(model, node, kernel, stored[own]))
     if bias is not None and target.quantizes_bias:
         bias_steps = (steps.astype(np.float64) * input_scale).astype(np.float32)
         bias_steps = np.maximum(bias_steps, np.float32(_LEAST_STEP))
         integers = np.rint(bias / bias_steps.astype(np.float64))
         integers = np.clip(integers, -(2**31) + 1, 2**31 - 1).astype(np.int32)
-        name = node.inputs[2].name
+        name = name_of(operand(node, 2))
         zeros32 = np.zeros(len(steps), np.int32)
         made = _store(model, name, integers, bias_steps, zeros32, 0)
         node.replace_input_with(2, _dequantized(model, node, name, made))
 
 
 def _store(
-    model: Any, name: str, integers: np.ndarray, steps: np.ndarray, zeros: np.ndarray, axis: int
+    model: ir.Model,
+    name: str,
+    integers: np.ndarray,
+    steps: np.ndarray,
+    zeros: np.ndarray,
+    axis: int,
 ) -> _Stored:
     inputs = (
         initializer(model, f"{name}/quantized", integers),
@@ -264,7 +279,7 @@ def _store(
     return _Stored(inputs, steps, axis)
 
 
-def _dequantized(model: Any, before: Any, name: str, stored: _Stored) -> Any:
+def _dequantized(model: ir.Model, before: ir.Node, name: str, stored: _Stored) -> ir.Value:
     import onnx_ir as ir
 
     node = ir.node(
@@ -277,7 +292,7 @@ def _dequantized(model: Any, before: Any, name: str, stored: _Stored) -> Any:
     return node.outputs[0]
 
 
-def _scale_inputs(model: Any, tensor: str, scale: Scale) -> tuple[Any, Any]:
+def _scale_inputs(model: ir.Model, tensor: str, scale: Scale) -> tuple[ir.Value, ir.Value]:
     step = initializer(model, f"{tensor}/step", np.array(scale.scale, np.float32))
     zero = initializer(model, f"{tensor}/zero_point", np.array(scale.zero_point, scale.dtype))
     return step, zero

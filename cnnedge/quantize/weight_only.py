@@ -9,19 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cnnedge.errors import ModelError
 from cnnedge.graph.edit import (
+    WEIGHTED,
     constant,
-    drop_unused_initializers,
+    describe_like,
+    erase,
     initializer,
     main_nodes,
-    settle_names,
+    name_of,
+    operand,
+    optional_operand,
 )
+from cnnedge.graph.passes import drop_unused_initializers, named_in_errors, settle_names
 from cnnedge.quantize.plan import SMALLEST_DENSE
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 DOMAIN = "com.microsoft"
 # Inputs in a block. Of 4 bits, finer blocks cost 1 bit per weight and no time, and halve the error;
@@ -45,12 +53,13 @@ class WeightOnlyGraph:
         skipped: Dense layers that do not, and why.
     """
 
-    model: Any
+    model: ir.Model
     layers: tuple[str, ...]
     skipped: dict[str, str]
 
 
-def quantize_dense_weights(model: Any, bits: int) -> WeightOnlyGraph:
+@named_in_errors
+def quantize_dense_weights(model: ir.Model, bits: int) -> WeightOnlyGraph:
     """Return a copy of an FP32 graph with the weights of its dense layers in 8 or 4 bits.
 
     Args:
@@ -63,25 +72,26 @@ def quantize_dense_weights(model: Any, bits: int) -> WeightOnlyGraph:
     """
     copy = model.clone()
     block = BLOCK_SIZES[bits]
-    layers, skipped = [], {}
+    layers: list[str] = []
+    skipped: dict[str, str] = {}
     sizes: dict[str, int] = {}  # of each kernel, however many layers share it
-    stored: dict[str, list[Any]] = {}
-    for node in main_nodes(copy, "Conv", "Gemm", "MatMul"):
-        kernel = node.inputs[1]
-        weight = constant(kernel)
+    stored: dict[str, list[ir.Value]] = {}
+    for node in main_nodes(copy, *WEIGHTED):
+        weight = constant(node.inputs[1])
         if weight is None:
             continue
-        sizes[kernel.name] = weight.size
+        name, kernel = name_of(node), name_of(operand(node, 1))
+        sizes[kernel] = weight.size
         if node.op_type == "Conv":
             continue
         reason = _unfit(node, weight, block)
         if reason:
-            skipped[node.name] = reason
+            skipped[name] = reason
             continue
-        layers.append(node.name)
-        if kernel.name not in stored:
-            stored[kernel.name] = _store(copy, kernel.name, _oriented(node, weight), bits, block)
-        _replace(copy, node, _oriented(node, weight).shape, stored[kernel.name], bits, block)
+        layers.append(name)
+        if kernel not in stored:
+            stored[kernel] = _store(copy, kernel, _oriented(node, weight), bits, block)
+        _replace(copy, node, _oriented(node, weight).shape, stored[kernel], bits, block)
     held, total = sum(sizes[name] for name in stored), sum(sizes.values())
     if held < _LEAST_SHARE * total:
         why = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
@@ -153,12 +163,12 @@ def unpack(packed: np.ndarray, bits: int) -> np.ndarray:
     return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
 
 
-def weight_only_violations(model: Any, bits: int) -> list[str]:
+def weight_only_violations(model: ir.Model, bits: int) -> list[str]:
     """Return what in a graph breaks the contract of a weight-only variant, one line each."""
     return list(_violations(model, bits))
 
 
-def _violations(model: Any, bits: int) -> Iterator[str]:
+def _violations(model: ir.Model, bits: int) -> Iterator[str]:
     block = BLOCK_SIZES[bits]
     if not any(node.op_type == "MatMulNBits" for node in model.graph):
         yield f"no layer has weights of {bits} bits"
@@ -189,7 +199,7 @@ def _violations(model: Any, bits: int) -> Iterator[str]:
         yield f"opset: {DOMAIN} must be imported"
 
 
-def _unfit(node: Any, weight: np.ndarray, block: int) -> str | None:
+def _unfit(node: ir.Node, weight: np.ndarray, block: int) -> str | None:
     """Return why a dense layer's weights stay float, or None."""
     if node.op_type != "Gemm" or weight.ndim != 2:
         return "not a dense layer over [N, features]"
@@ -199,13 +209,12 @@ def _unfit(node: Any, weight: np.ndarray, block: int) -> str | None:
     return f"{inputs} inputs, fewer than a block of {block}" if inputs < block else None
 
 
-def _oriented(node: Any, weight: np.ndarray) -> np.ndarray:
+def _oriented(node: ir.Node, weight: np.ndarray) -> np.ndarray:
     """Return a kernel as ``[outputs, inputs]``."""
-    attribute = node.attributes.get("transB")
-    return weight if attribute is not None and attribute.as_int() else weight.T
+    return weight if node.attributes.get_int("transB", 0) else weight.T
 
 
-def _store(model: Any, name: str, kernel: np.ndarray, bits: int, block: int) -> list[Any]:
+def _store(model: ir.Model, name: str, kernel: np.ndarray, bits: int, block: int) -> list[ir.Value]:
     """Register a kernel's blocks and their scales; return the two values."""
     levels, scales = quantize_blocks(kernel, bits, block)
     return [
@@ -215,7 +224,12 @@ def _store(model: Any, name: str, kernel: np.ndarray, bits: int, block: int) -> 
 
 
 def _replace(
-    model: Any, node: Any, shape: tuple[int, ...], stored: list[Any], bits: int, block: int
+    model: ir.Model,
+    node: ir.Node,
+    shape: tuple[int, ...],
+    stored: list[ir.Value],
+    bits: int,
+    block: int,
 ) -> None:
     """Put MatMulNBits, and an Add for the bias, in the place of a Gemm.
 
@@ -236,13 +250,12 @@ def _replace(
     last = product
     model.graph.insert_before(node, product)
     result = node.outputs[0]
-    if len(node.inputs) > 2 and node.inputs[2] is not None:
+    if (bias := optional_operand(node, 2)) is not None:
         value = product.outputs[0]
         value.name = f"{result.name}/product"
         value.shape, value.type = result.shape, result.type
-        last = ir.node("Add", [value, node.inputs[2]], name=f"{node.name}/bias")
+        last = ir.node("Add", [value, bias], name=f"{node.name}/bias")
         model.graph.insert_before(node, last)
-    final = last.outputs[0]
-    final.name, final.shape, final.type = result.name, result.shape, result.type
-    result.replace_all_uses_with(final, replace_graph_outputs=True)
-    model.graph.remove(node, safe=True)
+    describe_like(last.outputs[0], result)
+    result.replace_all_uses_with(last.outputs[0], replace_graph_outputs=True)
+    erase(node)

@@ -144,7 +144,7 @@ def test_the_guard_goes_through_all_it_has(both, tmp_path):
 
     plan = make_plan(graphs[0], CPU)
     calibration = calibrate(graphs[0], plan.tensors, [images], tmp_path)
-    found = hold_gate(graphs[0], CPU, calibration, lambda: [images], evaluate, tmp_path)
+    found = hold_gate(graphs[0], plan, calibration, lambda: [images], evaluate, tmp_path)
     steps = {attempt.step for attempt in found.attempts}
     assert {"plain", "equalize", "bias", "mixed"} <= steps
     assert max(worst) < 0.05
