@@ -69,6 +69,17 @@ def test_importing_loads_nothing_heavy():
     assert not HEAVY & set(done.stdout.split())
 
 
+def test_the_nodes_of_the_image_are_named_in_one_place():
+    owners = set()
+    for path in modules():
+        texts = {
+            n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)
+        }
+        if any(isinstance(text, str) and text.startswith("image/") for text in texts):
+            owners.add(str(path.relative_to(PACKAGE)))
+    assert owners == {"graph/image_part.py", "demo/serve.py"}  # there they are media types
+
+
 def test_every_public_name_is_found():
     import cnnedge
 

@@ -310,14 +310,23 @@ def test_the_fewest_most_sensitive_layers_are_kept(hard_model, held_out, tmp_pat
     assert achieved_precision(found.graph.model)["macs"]["int8"] >= 0.5
 
 
-def test_a_gate_that_nothing_holds_keeps_the_best(hard_model, held_out, tmp_path):
+def test_a_gate_that_nothing_holds_keeps_the_best(hard_model, held_out, tmp_path, monkeypatch):
     graph = export(hard_model, 32, 32).model
     evaluate, calls = scripted(lambda floats: False)
+    plans = []
+
+    def only_where_layers_are_kept(*arguments, keep_float):
+        plans.append(keep_float)
+        return make_plan(*arguments, keep_float=keep_float)
+
+    monkeypatch.setattr("cnnedge.quantize.guard.make_plan", only_where_layers_are_kept)
     found = guarded(graph, CPU, held_out[:24], evaluate, tmp_path)
     assert not found.holds
     assert len(calls) == len(found.attempts)
     assert achieved_precision(found.graph.model)["macs"]["int8"] >= 0.5
     assert any("kept in FP32" in a.detail for a in found.attempts)
+    assert plans
+    assert all(plans)  # one plan serves whatever keeps no layer
 
 
 def test_a_layer_that_cannot_be_equalized_is_kept_in_float(toy_model, held_out, tested, tmp_path):

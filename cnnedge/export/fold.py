@@ -1,9 +1,8 @@
 """Bind the weights into a skeleton and fold away what the converter leaves around them.
 
 Every pass takes an ``onnx_ir.Model``, changes it in place and says whether it did; `fold` names
-their order. Matching is
-by what a node computes, never by its name, so a user's own model gets the same treatment as the
-built-in ones. What does not match is left as it is: slower, never wrong.
+their order. Matching is by what a node computes, never by its name, so a user's own model gets the
+same treatment as the built-in ones. What does not match is left as it is: slower, never wrong.
 """
 
 from __future__ import annotations

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from cnnedge.errors import CnnEdgeError, ModelError, first_line
-from cnnedge.graph.edit import name_of
+from cnnedge.graph.edit import inner_graphs, name_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -59,23 +59,24 @@ def graph_pass(
     @named_in_errors
     @wraps(change)
     def run(model: ir.Model, /, *args: P.args, **kwargs: P.kwargs) -> PassResult:
-        before = _structure(model)
+        before = list(_structure(model.graph))
         change(model, *args, **kwargs)
-        return PassResult(model, _structure(model) != before)
+        return PassResult(model, list(_structure(model.graph)) != before)
 
     return run
 
 
-def _structure(model: ir.Model) -> list[tuple[object, ...]]:
-    """Return all of a model that a pass may change, to be compared; objects by their identity."""
-    found: list[tuple[object, ...]] = [tuple(model.graph.opset_imports.items())]
-    for graph in model.graphs():
-        found.append((*map(_described, graph.inputs), None, *map(_described, graph.outputs)))
-        found += [(value, value.name) for value in graph.initializers.values()]
-        for node in graph:
-            results = map(_described, node.outputs)
-            found.append((node, node.name, *node.inputs, *node.attributes.values(), *results))
-    return found
+def _structure(graph: ir.Graph) -> Iterator[tuple[object, ...]]:
+    """Yield all of a graph that a pass may change, to be compared; objects by their identity."""
+    yield tuple(graph.opset_imports.items())
+    yield (*map(_described, graph.inputs), None, *map(_described, graph.outputs))
+    for value in graph.initializers.values():
+        yield value, value.name
+    for node in graph:
+        results = map(_described, node.outputs)
+        yield node, node.name, *node.inputs, *node.attributes.values(), *results
+        for body in inner_graphs(node):
+            yield from _structure(body)
 
 
 def _described(value: ir.Value) -> tuple[object, ...]:
