@@ -28,17 +28,6 @@ def name_of(named: ir.Node | ir.Value) -> str:
     return named.name
 
 
-def graph_of(node: ir.Node) -> ir.Graph:
-    """Return the graph that a node is in.
-
-    Raises:
-        ValueError: it is in none.
-    """
-    if node.graph is None:
-        raise ValueError(f"{node.name!r} is in no graph")
-    return node.graph
-
-
 def operand(node: ir.Node, index: int) -> ir.Value:
     """Return an operand that a node must have.
 
@@ -168,10 +157,7 @@ def describe_like(value: ir.Value, other: ir.Value) -> None:
 
 
 def replace_node(
-    model: ir.Model,
-    node: ir.Node,
-    op_type: str,
-    inputs: Sequence[ir.Value | None],
+    model: ir.Model, node: ir.Node, op_type: str, inputs: Sequence[ir.Value | None]
 ) -> ir.Node:
     """Put a node of another operation in the place of ``node``, its results taken over."""
     import onnx_ir as ir
@@ -187,7 +173,8 @@ def replace_node(
 
 def erase(node: ir.Node) -> None:
     """Remove a node whose results nothing uses."""
-    graph_of(node).remove(node, safe=True)
+    assert node.graph is not None, "a node is erased once"
+    node.graph.remove(node, safe=True)
 
 
 def all_nodes(model: ir.Model) -> Iterator[ir.Node]:

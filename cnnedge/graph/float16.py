@@ -20,7 +20,6 @@ from cnnedge.graph.edit import (
     WEIGHTED,
     constant,
     describe_like,
-    graph_of,
     initializer,
     inner_graphs,
     maker,
@@ -58,7 +57,8 @@ def to_float16(model: ir.Model) -> Float16Graph:
     conversion.convert(copy.graph)
     conversion.drop_singles()
     settle_names(copy)
-    return Float16Graph(copy, conversion.halved, conversion.kept_float)
+    modified = conversion.halved or bool(conversion.halves or conversion.casts)
+    return Float16Graph(copy, modified, conversion.kept_float)
 
 
 class _Conversion:
@@ -74,7 +74,7 @@ class _Conversion:
         self.casts: dict[tuple[int, int], ir.Value] = {}
         # A constant and its copy, by the former's id.
         self.halves: dict[int, tuple[ir.Value, ir.Value]] = {}
-        self.halved = False  # whether anything was
+        self.halved = False  # whether any result was
 
     def convert(self, graph: ir.Graph) -> None:
         """Convert a graph's nodes in their order; what it reads from outside is converted."""
@@ -134,7 +134,7 @@ class _Conversion:
             cast = ir.node("Cast", [value], {"to": wanted}, name=f"{value.name}/{suffix}")
             cast.outputs[0].name = cast.name
             cast.outputs[0].shape, cast.outputs[0].type = value.shape, ir.TensorType(wanted)
-            graph_of(before).insert_before(before, cast)
+            before.prepend(cast)
             self.casts[key] = cast.outputs[0]
         return self.casts[key]
 
