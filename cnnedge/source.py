@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from cnnedge.models import MODELS, build
 from cnnedge.preprocessing import check_preprocessing, wanted
 from cnnedge.progress import Progress, silent
 from cnnedge.recipe import Recipe
+
+if TYPE_CHECKING:
+    import keras
 
 ASKED = 24  # images that tell what a model gives
 
@@ -49,7 +52,7 @@ class Source:
         rounds_as: That type where it is coarser than float32: "float16" or "bfloat16".
     """
 
-    model: Any
+    model: keras.Model
     name: str
     labels: tuple[str, ...]
     image: ImageContract
@@ -61,7 +64,7 @@ class Source:
     seed: int = 0
     note: Any = None
     emits: str | None = None
-    saved: Any = None
+    saved: keras.Model | None = None
     output: str | None = None
     position: int = 0
     computes_in: tuple[str, ...] = ()
@@ -200,7 +203,7 @@ def _asked(source: Source) -> Source:
     return replace(source, emits=emits)
 
 
-def _note_of_user_model(model: Any, path: Path, recipe: Recipe) -> Any:
+def _note_of_user_model(model: keras.Model, path: Path, recipe: Recipe) -> Any:
     """Say for a user's own `.keras` file what it does not say itself, or refuse to guess."""
     from cnnedge.backends.keras import ModelNote
 
@@ -215,7 +218,7 @@ def _note_of_user_model(model: Any, path: Path, recipe: Recipe) -> Any:
 
 
 def _labels(
-    recipe: Recipe, noted: tuple[str, ...], dataset: Dataset | None, model: Any
+    recipe: Recipe, noted: tuple[str, ...], dataset: Dataset | None, model: keras.Model
 ) -> tuple[str, ...]:
     classes = classifier_shape(model)[3]
     if recipe.labels is not None:

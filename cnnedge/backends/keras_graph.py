@@ -27,10 +27,10 @@ class Call:
         node: Keras' own record of the call.
     """
 
-    operation: Any
+    operation: keras.Operation
     name: str
-    inputs: tuple[Any, ...]
-    outputs: tuple[Any, ...]
+    inputs: tuple[keras.KerasTensor, ...]
+    outputs: tuple[keras.KerasTensor, ...]
     node: Any
 
     @property
@@ -62,12 +62,12 @@ class KerasGraph:
         outputs: The symbolic tensors that the model returns.
     """
 
-    inputs: tuple[Any, ...]
+    inputs: tuple[keras.KerasTensor, ...]
     calls: tuple[Call, ...]
-    outputs: tuple[Any, ...]
+    outputs: tuple[keras.KerasTensor, ...]
 
 
-def trace_calls(model: Any, shapes: Sequence[tuple[int | None, ...]]) -> KerasGraph:
+def trace_calls(model: keras.Model, shapes: Sequence[tuple[int | None, ...]]) -> KerasGraph:
     """Trace a model.
 
     Args:
@@ -83,7 +83,9 @@ def trace_calls(model: Any, shapes: Sequence[tuple[int | None, ...]]) -> KerasGr
     return KerasGraph(inputs, tuple(calls), tuple(outputs))
 
 
-def _through(model: Any, taken: Sequence[Any], prefix: str, calls: list[Call]) -> list[Any]:
+def _through(
+    model: keras.Model, taken: Sequence[keras.KerasTensor], prefix: str, calls: list[Call]
+) -> list[keras.KerasTensor]:
     """Append the calls of ``model`` applied to ``taken``; return its outputs."""
     inputs = [keras.Input(tuple(tensor.shape)[1:]) for tensor in taken]
     try:
@@ -139,7 +141,7 @@ def _nodes(graph: Any) -> Iterator[Any]:
                 yield node
 
 
-def kernels(layer: Any) -> list[Any]:
+def kernels(layer: keras.Layer) -> list[keras.Variable]:
     """Return the variables of a layer that are multiplied by activations, position by position."""
     kind = type(layer).__name__
     if kind in ("Conv2D", "DepthwiseConv2D", "Conv2DTranspose", "Dense"):
@@ -149,7 +151,7 @@ def kernels(layer: Any) -> list[Any]:
     return []
 
 
-def positions(layer: Any, taken: Sequence[int], made: Sequence[int]) -> int:
+def positions(layer: keras.Layer, taken: Sequence[int], made: Sequence[int]) -> int:
     """Return how often a layer applies its kernels: once per pixel of a map, or of a vector.
 
     Args:

@@ -136,7 +136,7 @@ def _first_values(
     return list(front.values()), tuple(changed)
 
 
-def _weighs(operation: Any) -> bool:
+def _weighs(operation: keras.Operation) -> bool:
     """Tell whether a layer has weights that were learned of more than the pixels' own scale."""
     if isinstance(operation, keras.layers.Normalization) or _is_batch_norm(operation):
         return False
@@ -145,7 +145,7 @@ def _weighs(operation: Any) -> bool:
     return any(prod(w.shape) > _FEW for w in getattr(operation, "weights", ()))
 
 
-def _is_batch_norm(operation: Any) -> bool:
+def _is_batch_norm(operation: keras.Operation) -> bool:
     return isinstance(operation, keras.layers.BatchNormalization)
 
 
@@ -172,7 +172,7 @@ def _run(call: Call, known: Mapping[int, Any], images: np.ndarray) -> list[Any] 
     return made if varied and all(fit is not None for fit in fitted) else None
 
 
-def _standardized(layer: Any, values: Any) -> np.ndarray:
+def _standardized(layer: keras.Layer, values: Any) -> np.ndarray:
     """Return a batch norm's input less its mean, over its deviation: what it has seen of it.
 
     Raises:

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import keras
 
 # Of each format: bits of a significand after the first, lowest and highest exponent
 _FORMATS = {"fp32": (23, -126, 127), "fp16": (10, -14, 15), "bf16": (7, -126, 127)}
@@ -34,7 +37,7 @@ def moved(values: np.ndarray, precision: str, rng: np.random.Generator) -> np.nd
 
 
 @contextmanager
-def weights_moved(model: Any, precision: str, rng: np.random.Generator) -> Iterator[None]:
+def weights_moved(model: keras.Model, precision: str, rng: np.random.Generator) -> Iterator[None]:
     """Move every floating-point weight of a ``keras.Model`` (see `moved`) and put it back."""
     before = [(v, v.numpy()) for v in model.variables if v.dtype == "float32"]
     try:

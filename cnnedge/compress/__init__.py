@@ -45,6 +45,8 @@ from cnnedge.result import Comparison, compare, require_finite
 from cnnedge.version import __version__
 
 if TYPE_CHECKING:
+    import keras
+
     from cnnedge.backends.keras import ModelNote
 
 __all__ = [
@@ -64,7 +66,7 @@ FLOOR = 0.25  # of a group, that stays in each round: an estimate of first order
 
 
 def compress(
-    model: Any,
+    model: keras.Model,
     note: ModelNote,
     dataset: Dataset | None,
     out: Path | str,
@@ -185,7 +187,7 @@ def resumed_multiple(out: Path | str) -> int:
 
 def _without_data(
     before: Sizes, options: CompressOptions, platform: Platform
-) -> tuple[Any, dict[str, list[int]]]:
+) -> tuple[keras.Model, dict[str, list[int]]]:
     target = options.rounds(before.costs())[-1]
     steps = steps_of(before.channels, platform.multiple)
     importance = l1(before.channels)
@@ -267,8 +269,12 @@ class _Work:
         return {"energy": self.options.energy, "multiple": self.platform.multiple}
 
     def prune(
-        self, network: Any, before: dict[str, list[int]], target: dict[str, float], last: bool
-    ) -> tuple[Any, dict[str, list[int]]]:
+        self,
+        network: keras.Model,
+        before: dict[str, list[int]],
+        target: dict[str, float],
+        last: bool,
+    ) -> tuple[keras.Model, dict[str, list[int]]]:
         """Return a smaller network, and which of the reference's channels it has by layer."""
         sizes = Sizes(network, self.shape, self.platform)
         if self.options.importance == "l1":
@@ -332,14 +338,14 @@ def _answers(
     return np.concatenate(found)
 
 
-def _require_space(out: Path, model: Any, rounds: int) -> None:
+def _require_space(out: Path, model: keras.Model, rounds: int) -> None:
     # Each round's network, and a checkpoint with Adam's two moments while the next is written.
     weights = 4 * int(model.count_params())
     require_space(out.parent, (rounds + 2 + 2 * 3) * weights, "compressing")
 
 
 def _describe(
-    model: Any, dataset: Dataset, options: CompressOptions, platform: Platform
+    model: keras.Model, dataset: Dataset, options: CompressOptions, platform: Platform
 ) -> dict[str, Any]:
     """Return all that decides what comes of it; a resumed run must have the same."""
     return {
@@ -355,7 +361,7 @@ def _describe(
     }
 
 
-def _digest(model: Any) -> str:
+def _digest(model: keras.Model) -> str:
     import hashlib
 
     digest = hashlib.sha256()

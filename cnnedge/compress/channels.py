@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    import keras
+
     from cnnedge.backends.keras_graph import Call, KerasGraph
 
 Labels = np.ndarray
@@ -84,7 +86,7 @@ class LayerChannels:
     """
 
     name: str
-    layer: Any
+    layer: keras.Layer
     axes: list[tuple[Labels | None, ...]] = field(default_factory=list)
     width: Labels | None = None
     resize: str | None = None
@@ -111,7 +113,7 @@ class ChannelMap:
     notes: tuple[str, ...]
 
 
-def map_channels(model: Any, shape: tuple[int, int, int]) -> ChannelMap:
+def map_channels(model: keras.Model, shape: tuple[int, int, int]) -> ChannelMap:
     """Follow the channels of a classifier.
 
     Args:
@@ -366,12 +368,12 @@ def _last(tensor: Any) -> int:
     return int(tensor.shape[-1]) if len(tensor.shape) > 1 and tensor.shape[-1] else 1
 
 
-def _mixes(layer: Any) -> bool:
+def _mixes(layer: keras.Layer) -> bool:
     """Tell whether a layer's activation works across channels."""
     return getattr(getattr(layer, "activation", None), "__name__", "") in _MIXING
 
 
-def _keeps_last(operation: Any, rank: int) -> bool:
+def _keeps_last(operation: keras.Operation, rank: int) -> bool:
     """Tell whether a reduction leaves the last axis alone."""
     axis = operation.axis
     if axis is None:

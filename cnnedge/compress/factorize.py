@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cnnedge.compress.rewrite import rebuild
 
 if TYPE_CHECKING:
+    import keras
+
     from cnnedge.backends.keras_graph import Call
 
 Faster = Callable[[int, int, Sequence[int], Sequence[int], Sequence[int]], bool]
@@ -44,8 +46,8 @@ class Split:
 
 
 def split_dense(
-    model: Any, shape: tuple[int, int, int], *, energy: float, multiple: int
-) -> tuple[Any, list[Split]]:
+    model: keras.Model, shape: tuple[int, int, int], *, energy: float, multiple: int
+) -> tuple[keras.Model, list[Split]]:
     """Split the dense layers whose kernel has so low a rank that two have fewer weights.
 
     The kernel's singular value decomposition, cut off where the squared singular values kept reach
@@ -70,7 +72,9 @@ def split_dense(
         root = np.sqrt(values[:rank])  # shared between the two, so that both stay in range
         return left[:, :rank] * root, root[:, None] * right[:rank]
 
-    def build(layer: Any, name: str, kernels: tuple[np.ndarray, ...], taken: Any) -> Any:
+    def build(
+        layer: keras.Layer, name: str, kernels: tuple[np.ndarray, ...], taken: keras.KerasTensor
+    ) -> keras.KerasTensor:
         import keras
 
         first = keras.layers.Dense(kernels[0].shape[1], use_bias=False, name=f"{name}_in")
@@ -86,8 +90,8 @@ def split_dense(
 
 
 def split_convolutions(
-    model: Any, shape: tuple[int, int, int], *, energy: float, multiple: int, faster: Faster
-) -> tuple[Any, list[Split]]:
+    model: keras.Model, shape: tuple[int, int, int], *, energy: float, multiple: int, faster: Faster
+) -> tuple[keras.Model, list[Split]]:
     """Split convolutions in 1x1, kxk and 1x1 where that is faster.
 
     Tucker-2: the kernel's unfoldings along the channels it reads and makes, each cut off where the
@@ -125,7 +129,9 @@ def split_convolutions(
         core = np.einsum("hwio,ir,os->hwrs", kernel, first, last)
         return first[None, None], core, last.T[None, None]
 
-    def build(layer: Any, name: str, kernels: tuple[np.ndarray, ...], taken: Any) -> Any:
+    def build(
+        layer: keras.Layer, name: str, kernels: tuple[np.ndarray, ...], taken: keras.KerasTensor
+    ) -> keras.KerasTensor:
         import keras
 
         first = keras.layers.Conv2D(kernels[0].shape[3], 1, use_bias=False, name=f"{name}_in")
@@ -155,11 +161,13 @@ def split_convolutions(
 
 
 def _split(
-    model: Any,
+    model: keras.Model,
     shape: tuple[int, int, int],
     plan: Callable[[Call], tuple[np.ndarray, ...] | None],
-    build: Callable[[Any, str, tuple[np.ndarray, ...], Any], Any],
-) -> tuple[Any, list[Split]]:
+    build: Callable[
+        [keras.Layer, str, tuple[np.ndarray, ...], keras.KerasTensor], keras.KerasTensor
+    ],
+) -> tuple[keras.Model, list[Split]]:
     """Return the network with every layer split that the plan has kernels for.
 
     A layer that is used twice stays: its parts would have to be shared too.
@@ -179,7 +187,7 @@ def _split(
         return model, []
     splits: list[Split] = []
 
-    def substitute(layer: Any, name: str, taken: Any) -> Any:
+    def substitute(layer: keras.Layer, name: str, taken: keras.KerasTensor) -> keras.KerasTensor:
         kernels = found.get(id(layer))
         if kernels is None:
             return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from cnnedge.compress.outcome import Candidate, LayerKept, Timing
 from cnnedge.compress.recovery import RecoveryEpoch
 from cnnedge.compress.rewrite import remove_channels
 from cnnedge.errors import ModelError
+
+if TYPE_CHECKING:
+    import keras
 
 LATENCY_TRIES = 6
 LATENCY_SLACK = 0.93  # of the latency asked for: nearer than this is near enough
@@ -31,14 +34,16 @@ class Platform:
     """
 
     multiple: int
-    time: Callable[[Any], Timing] | None = None
+    time: Callable[[keras.Model], Timing] | None = None
     faster: Callable[..., bool] = lambda *case: False
 
 
 class Sizes:
     """A network, its channels, and what it costs."""
 
-    def __init__(self, network: Any, shape: tuple[int, int, int], platform: Platform) -> None:
+    def __init__(
+        self, network: keras.Model, shape: tuple[int, int, int], platform: Platform
+    ) -> None:
         self.network = network
         self.channels = map_channels(network, shape)
         self.macs, self.params = costs(self.channels)
@@ -103,7 +108,7 @@ def prune_to(
     *,
     floor: float,
     exact: bool,
-) -> tuple[Any, np.ndarray]:
+) -> tuple[keras.Model, np.ndarray]:
     """Return a network that meets the target, and for each unit whether it is kept.
 
     Args:

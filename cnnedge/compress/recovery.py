@@ -6,13 +6,16 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cnnedge.compress.importance import TEMPERATURE, as_logits
 from cnnedge.data.stream import Batch, Stream
 from cnnedge.progress import Progress
+
+if TYPE_CHECKING:
+    import keras
 
 # Of the loss: the reference's soft answers against the labels.
 SOFT_SHARE = 0.9
@@ -59,7 +62,7 @@ class Teacher:
     """
 
     def __init__(
-        self, model: Any, stream: Stream, emits: str, images: int, progress: Progress
+        self, model: keras.Model, stream: Stream, emits: str, images: int, progress: Progress
     ) -> None:
         self._answer = _Answers(model, emits)
         self._stream = stream
@@ -82,7 +85,7 @@ class Teacher:
 class _Answers:
     """A network as a traced function to logits, in inference mode."""
 
-    def __init__(self, model: Any, emits: str) -> None:
+    def __init__(self, model: keras.Model, emits: str) -> None:
         import tensorflow as tf
 
         self.classes = int(model.compute_output_shape((1, *model.input_shape[1:]))[-1])
@@ -111,7 +114,7 @@ class Student:
         steps: How many the round has.
     """
 
-    def __init__(self, model: Any, emits: str, *, learning_rate: float, steps: int) -> None:
+    def __init__(self, model: keras.Model, emits: str, *, learning_rate: float, steps: int) -> None:
         import keras
 
         self.model = model

@@ -10,6 +10,8 @@ import numpy as np
 from cnnedge.compress.channels import ChannelMap, LayerChannels
 
 if TYPE_CHECKING:
+    import keras
+
     from cnnedge.backends.keras_graph import KerasGraph
 
 _DROPOUTS = frozenset({"Dropout", "SpatialDropout2D", "AlphaDropout", "GaussianDropout"})
@@ -27,7 +29,7 @@ def kept_places(labels: np.ndarray, kept: np.ndarray) -> np.ndarray:
     return np.flatnonzero((labels < 0) | kept[labels])
 
 
-def remove_channels(model: Any, channels: ChannelMap, kept: np.ndarray) -> Any:
+def remove_channels(model: keras.Model, channels: ChannelMap, kept: np.ndarray) -> keras.Model:
     """Return a network without the units that are not kept; ``model`` stays as it is.
 
     The result is a functional model of its own layers: models nested in it are taken apart, and
@@ -40,7 +42,7 @@ def remove_channels(model: Any, channels: ChannelMap, kept: np.ndarray) -> Any:
         kept: For each unit whether it stays, bool.
     """
 
-    def configure(layer: Any) -> dict[str, Any]:
+    def configure(layer: keras.Layer) -> dict[str, Any]:
         found = channels.layers[id(layer)]
         changes: dict[str, Any] = {}
         if found.resize is not None and found.width is not None:
@@ -54,7 +56,7 @@ def remove_channels(model: Any, channels: ChannelMap, kept: np.ndarray) -> Any:
             changes["rate"] = layer.rate * share
         return changes
 
-    def weights(layer: Any) -> list[np.ndarray]:
+    def weights(layer: keras.Layer) -> list[np.ndarray]:
         return sliced_weights(channels.layers[id(layer)], kept)
 
     return rebuild(model, channels.graph, configure, weights)
@@ -71,12 +73,12 @@ def sliced_weights(found: LayerChannels, kept: np.ndarray) -> list[np.ndarray]:
 
 
 def rebuild(
-    model: Any,
+    model: keras.Model,
     graph: KerasGraph,
-    configure: Callable[[Any], Mapping[str, Any]] = lambda layer: {},
-    weights: Callable[[Any], list[np.ndarray]] = lambda layer: layer.get_weights(),
+    configure: Callable[[keras.Layer], Mapping[str, Any]] = lambda layer: {},
+    weights: Callable[[keras.Layer], list[np.ndarray]] = lambda layer: layer.get_weights(),
     substitute: Substitute = lambda layer, name, taken: None,
-) -> Any:
+) -> keras.Model:
     """Build a network anew, call by call, sharing nothing with the old one.
 
     Args:
@@ -126,7 +128,7 @@ def rebuild(
     )
 
 
-def _anew(layer: Any, name: str, changes: Mapping[str, Any]) -> Any:
+def _anew(layer: keras.Layer, name: str, changes: Mapping[str, Any]) -> Any:
     config = layer.get_config() | {"name": name, **changes}
     if "seed" in config and config["seed"] is None:
         # Keras would draw one at random, and a resumed run would draw another.

@@ -15,6 +15,8 @@ from cnnedge.compress.outcome import Candidate
 from cnnedge.compress.recovery import RecoveryEpoch
 
 if TYPE_CHECKING:
+    import keras
+
     from cnnedge.backends.keras import ModelNote
 
 Kept = dict[str, list[int]]
@@ -60,7 +62,7 @@ class Saved:
         """The last finished round."""
         return len(self.candidates) - 1
 
-    def start(self, run: Mapping[str, Any], reference: Candidate, network: Any) -> None:
+    def start(self, run: Mapping[str, Any], reference: Candidate, network: keras.Model) -> None:
         """Begin a run; what another one left is removed."""
         self.remove()
         self._run = run
@@ -85,7 +87,7 @@ class Saved:
         except (KeyError, TypeError) as error:
             raise damaged(self.state, error) from error
 
-    def network(self, number: int) -> Any:
+    def network(self, number: int) -> keras.Model:
         """Load a round's network: pruned while it is worked on, recovered once it is finished."""
         from cnnedge.backends.keras import load_model
 
@@ -97,7 +99,7 @@ class Saved:
             return self._kept
         return {layer.name: list(layer.kept) for layer in self.candidates[number].layers}
 
-    def begin(self, number: int, network: Any, kept: Kept, splits: tuple[str, ...]) -> None:
+    def begin(self, number: int, network: keras.Model, kept: Kept, splits: tuple[str, ...]) -> None:
         """Save a network that was just pruned."""
         self._write_network(number, network)
         self.begun, self._kept, self.splits, self.reports = number, kept, splits, ()
@@ -111,7 +113,7 @@ class Saved:
         self.variables, self.optimizer = variables, optimizer
         self._write()
 
-    def finish(self, candidate: Candidate, network: Any) -> None:
+    def finish(self, candidate: Candidate, network: keras.Model) -> None:
         """Save a round's network for good."""
         self._write_network(candidate.round, network)
         self.candidates.append(candidate)
@@ -128,7 +130,7 @@ class Saved:
     def _path(self, number: int) -> Path:
         return self._folder / f"round-{number}.keras"
 
-    def _write_network(self, number: int, network: Any) -> None:
+    def _write_network(self, number: int, network: keras.Model) -> None:
         from cnnedge.backends.keras import save_model
 
         save_model(network, self._path(number), self._note)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from cnnedge.data import Split
 from cnnedge.head import as_probabilities
 from cnnedge.pipeline.limits import Moved
 from cnnedge.source import Source
+
+if TYPE_CHECKING:
+    import keras
 
 Answer = Callable[[np.ndarray], np.ndarray]
 
@@ -47,7 +50,7 @@ def answers_in_float32(source: Source, test: Split) -> np.ndarray:
     return np.concatenate([answer(batch) for batch, _ in test.batches(source.image, 32)])
 
 
-def weights_not_finite(model: Any) -> str:
+def weights_not_finite(model: keras.Model) -> str:
     """Name the first weights that hold NaN or infinity, as a message goes on; or nothing."""
     for variable in model.variables:
         if not np.isfinite(values := variable.numpy().astype(np.float64)).all():

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cnnedge.chance import LEVEL, Chance, binomial_tail
 from cnnedge.data.stream import Stream
 from cnnedge.train.history import EpochReport, best_epoch
+
+if TYPE_CHECKING:
+    import keras
 
 FEWEST_EPOCHS = 2
 FEWEST_STEPS = 20  # of the optimizer, before a loss that stays tells anything
@@ -72,7 +75,7 @@ class Blind:
         return binomial_tail(wrong, self.images, 1 - report.accuracy) <= LEVEL
 
 
-def start_again(model: Any, seed: int) -> str:
+def start_again(model: keras.Model, seed: int) -> str:
     """Draw He's weights for all that is rectified, and return what the pixels are normalized by.
 
     Args:
