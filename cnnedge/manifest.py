@@ -110,6 +110,7 @@ class Manifest:
     tools: Mapping[str, str] = field(default_factory=dict)
     max_drop: Points = 0.5
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    recipe: Mapping[str, Any] | None = None
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:

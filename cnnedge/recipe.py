@@ -6,24 +6,23 @@ import os
 from collections.abc import Mapping
 from math import isqrt
 from pathlib import Path
-from reprlib import repr
 from typing import Annotated, Any, Literal
 
-from cnnedge.errors import CnnEdgeError, MissingExtraError, one_line
-from cnnedge.files import read_toml
-from cnnedge.image import MOST_PIXELS, NORMALIZATIONS
+from msgspec import Meta, Struct, to_builtins
 
-try:
-    from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-except ImportError as error:
-    raise MissingExtraError("pydantic", "export", purpose="exporting") from error
+from cnnedge.documents import Points, hold_options
+from cnnedge.errors import CnnEdgeError
+from cnnedge.files import read_toml
+from cnnedge.image import MOST_PIXELS
+from cnnedge.manifest import MANIFEST
 
 # Images larger than what is read of any file are no network's input.
-Pixels = Annotated[int, Field(ge=1, le=isqrt(MOST_PIXELS))]
+Pixels = Annotated[int, Meta(ge=1, le=isqrt(MOST_PIXELS))]
+AtLeastOne = Annotated[int, Meta(ge=1)]
 Precision = Literal["fp32", "fp16", "int8", "int8-weight", "int4-weight"]
 
 
-class Recipe(BaseModel):
+class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that decides what `cnnedge export` builds.
 
     Attributes:
@@ -51,7 +50,7 @@ class Recipe(BaseModel):
         engines: TensorRT plans to build into the bundle: "tensorrt" (on this machine's GPU), "rtx".
         max_batch: The largest batch that those take.
         bench_seconds: About how long the latencies are measured, warm-up aside.
-        seed: Seeds weights, splits and subsets.
+        seed: Seeds weights, splits and subsets; None: 0, and splits as the model was trained on.
 
     Examples:
         >>> recipe = cnnedge.Recipe(model="digits.keras", precision=("int8",), max_drop=1.0)
@@ -59,35 +58,30 @@ class Recipe(BaseModel):
         'uint8'
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     model: str
     data: str | None = None
     precision: tuple[Precision, ...] | None = None
-    max_drop: float = Field(0.5, ge=0, le=100)
+    max_drop: Points = 0.5
     input: Literal["uint8", "float32"] = "uint8"
-    preprocess: str | None = None
+    preprocess: Literal["none", "unit", "tf", "caffe", "torch"] | None = None
     resize: Literal["stretch", "crop", "letterbox"] | None = None
     labels: str | None = None
     output: str | None = None
     image_size: tuple[Pixels, Pixels] | None = None
-    classes: int = Field(1000, ge=2, le=1_000_000)
-    calibration_images: int = Field(128, ge=1)
+    classes: Annotated[int, Meta(ge=2, le=1_000_000)] = 1000
+    calibration_images: AtLeastOne = 128
     calibration: Literal["minmax", "percentile", "entropy", "mse"] = "minmax"
     guard: bool = True
     dot_product: bool | None = None
-    test_images: int | None = Field(None, ge=1)
+    test_images: AtLeastOne | None = None
     engines: tuple[Literal["tensorrt", "rtx"], ...] = ()
-    max_batch: int = Field(8, ge=1)
-    bench_seconds: float = Field(8.0, gt=0)
-    seed: int = Field(0, ge=0, lt=2**32)
+    max_batch: AtLeastOne = 8
+    bench_seconds: Annotated[float, Meta(gt=0)] = 8.0
+    seed: Annotated[int, Meta(ge=0, lt=2**32)] | None = None
 
-    @field_validator("preprocess")
-    @classmethod
-    def _known_normalization(cls, value: str | None) -> str | None:
-        if value is not None and value not in NORMALIZATIONS:
-            raise ValueError(f"choose one of {', '.join(NORMALIZATIONS)}")
-        return value
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it that is not None, as JSON-able data."""
+        return {key: value for key, value in to_builtins(self).items() if value is not None}
 
 
 def make_recipe(*, options: Mapping[str, str] | None = None, **fields: Any) -> Recipe:
@@ -107,28 +101,36 @@ def make_recipe(*, options: Mapping[str, str] | None = None, **fields: Any) -> R
         Traceback (most recent call last):
         cnnedge.errors.CnnEdgeError: ...colour...
     """
-    try:
-        return Recipe(**fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field, *within = (str(part) for part in first["loc"] or ("recipe",))
-        where = (options or {}).get(field) or f"recipe: {'.'.join((field, *within))}"
-        raise CnnEdgeError(
-            f"{where} {one_line(repr(first['input']), 60)}: {first['msg']}",
-            fix="see `cnnedge export --help`",
-        ) from error
+    help_of = "see `cnnedge export --help`"
+    return hold_options(fields, Recipe, "recipe", fix=help_of, options=options)
 
 
 def read_recipe(path: Path | str) -> Recipe:
-    """Read a recipe from a TOML file; paths in it are relative to that file.
+    """Read a recipe from a TOML file, or from the manifest of a bundle that was built by it.
+
+    Paths in it are relative to that file, where they lead somewhere from there.
 
     Raises:
-        CnnEdgeError: the file is missing, is no TOML, or holds a wrong value.
+        CnnEdgeError: the file is missing, is no TOML and no manifest, or holds a wrong value.
     """
     path = Path(path)
-    fields = read_toml(path, "recipe", see="export/README.md")
+    fields = _of_manifest(path) if path.name == MANIFEST else read_toml(path, "recipe", see=_SEE)
     for key in ("model", "labels", "data"):
         value = fields.get(key)
         if isinstance(value, str) and os.path.exists(path.parent / value):
             fields[key] = str(path.parent / value)
     return make_recipe(**fields)
+
+
+_SEE = "export/README.md"
+
+
+def _of_manifest(path: Path) -> dict[str, Any]:
+    from cnnedge.bundle import read_manifest
+
+    recipe = read_manifest(path.parent, path.parent).recipe
+    if recipe is None:
+        raise CnnEdgeError(
+            f"{path} names no recipe: an earlier cnnedge wrote it", fix=f"write one; see {_SEE}"
+        )
+    return dict(recipe)

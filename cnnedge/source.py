@@ -119,7 +119,7 @@ def resolve(
     if recipe.model in MODELS and not found.is_file():
         height, width = recipe.image_size or (None, None)
         model = build(
-            recipe.model, height=height, width=width, classes=recipe.classes, seed=recipe.seed
+            recipe.model, height=height, width=width, classes=recipe.classes, seed=recipe.seed or 0
         )
         warnings.append(
             f"no trained weights for {recipe.model} (looked for ./{found}): exporting random ones; "
@@ -131,7 +131,7 @@ def resolve(
         assert width is not None
         contract = ImageContract(height, width, channels)
         labels = tuple(f"class {i}" for i in range(recipe.classes))
-        dataset = open_source(recipe.data or "digits", seed=recipe.seed, progress=progress)
+        dataset = open_source(recipe.data or "digits", seed=recipe.seed or 0, progress=progress)
         normalization = recipe.preprocess or MODELS[recipe.model].normalization
         source = Source(
             model, recipe.model, labels, contract, normalization, "random", recipe.model, dataset
@@ -152,7 +152,7 @@ def resolve(
         note = _note_of_user_model(model, path, recipe)
     spec = None if without_data else recipe.data or note.data
     # Another seed would make test images of what the model was trained on.
-    seed = recipe.seed if "seed" in recipe.model_fields_set else note.seed or recipe.seed
+    seed = (note.seed or 0) if recipe.seed is None else recipe.seed
     dataset = open_source(spec or "digits", seed=seed, progress=progress)
     labels = _labels(recipe, note.labels, dataset if spec else None, model)
     if spec is not None:

@@ -221,7 +221,7 @@ def export_command(
     """Export a model to a bundle of verified ONNX variants.
 
     MODEL is a built-in model (see `cnnedge models`; ./MODEL.keras holds its trained weights), your
-    own .keras classifier, or a recipe .toml.
+    own .keras classifier, a recipe .toml, or a bundle's manifest.json, to build it again.
 
     \b
     What is written, into one folder:
@@ -245,13 +245,12 @@ def export_command(
     most sensitive layers in higher precision; the report lists what was tried. If a gate fails in
     the end, the bundle is written, says so, and the exit code is 3.
     """  # noqa: D301 - click's mark for "leave these lines as they are" is the character itself
+    from cnnedge.bundle import MANIFEST
     from cnnedge.recipe import make_recipe, read_recipe
 
-    if model.endswith(".toml"):
-        recipe = read_recipe(model)
-        given = {"model": recipe.model}
-    else:
-        recipe, given = None, {"model": model}
+    of_bundle = Path(model).name == MANIFEST
+    is_recipe = of_bundle or model.endswith(".toml")
+    base = read_recipe(model).to_dict() if is_recipe else {"model": model}
     options = {
         "data": source,
         "precision": as_list(precision),
@@ -263,9 +262,8 @@ def export_command(
         **others,
     }
     chosen = {key: value for key, value in options.items() if value is not None}
-    base = {} if recipe is None else recipe.model_dump(exclude_unset=True)
-    recipe = make_recipe(options=as_options(chosen), **(base | given | chosen))
-    folder = out or Path(Path(model).stem)
+    recipe = make_recipe(options=as_options(chosen), **(base | chosen))
+    folder = out or Path(Path(model).absolute().parent.name if of_bundle else Path(model).stem)
 
     from cnnedge.pipeline import export_bundle
 

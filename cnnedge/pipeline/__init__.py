@@ -261,6 +261,7 @@ def _build(
         machine=this_machine().to_dict(),
         tools=tool_versions(),
         max_drop=recipe.max_drop,
+        recipe=recipe.to_dict(),
     )
     (folder / REPORT).write_text(render_report(manifest, bench), encoding="utf-8")
     files.append(REPORT)
@@ -413,7 +414,7 @@ def _test_split(source: Source, recipe: Recipe) -> Split:
     if limit is None and (source.weights == "random" or not source.may_calibrate):
         limit = RANDOM_TEST_IMAGES
     test = source.dataset.test
-    return test if limit is None or limit >= len(test) else test.take(limit, seed=recipe.seed)
+    return test if limit is None or limit >= len(test) else test.take(limit, seed=recipe.seed or 0)
 
 
 def _summary(measurement: Measurement, doubt: str | None) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class Calibrated:
 
 def calibration_split(source: Source, recipe: Recipe) -> Split:
     """Return the images that a recipe calibrates on."""
-    return source.dataset.calibration.take(recipe.calibration_images, seed=recipe.seed)
+    return source.dataset.calibration.take(recipe.calibration_images, seed=recipe.seed or 0)
 
 
 def calibrate_source(

@@ -190,7 +190,9 @@ def test_an_option_is_called_an_option(things, option, value, says):
 
 def test_a_recipes_own_field_is_called_so(things, tmp_path):
     (tmp_path / "r.toml").write_text('model = "vgg16"\nprecision = ["fp17"]\n')
-    assert "recipe: precision.0 'fp17'" in error_of("export", tmp_path / "r.toml")
+    assert "recipe: precision[0] 'fp17': expected one of fp16, fp32" in error_of(
+        "export", tmp_path / "r.toml"
+    )
 
 
 # --- what other libraries say ---------------------------------------------------------------------
