@@ -45,8 +45,9 @@ from cnnedge.errors import CnnEdgeError
 from cnnedge.files import sha256
 from cnnedge.image import ImageContract
 from cnnedge.plan import PlanOptions
-from cnnedge.result import compare
+from cnnedge.result import Verdict, compare
 from cnnedge.runtime import RUNTIMES, RunSettings, open_variant, runs_on, usable_variants
+from cnnedge.sections import ModelRecord
 
 SKELETONS = Path(__file__).parent / "skeletons"
 MODELS = ("alexnet_v1", "vgg16")
@@ -142,14 +143,14 @@ def make_bundle(skeleton: Path, folder: Path, *, images: np.ndarray, seed: int =
                 precision,
                 target,
                 achieved=achieved_precision(graph),
-                verdict={"status": "not judged", "reason": "the weights are random"},
+                verdict=Verdict("not judged", "the weights are random"),
             )
         )
     labels = tuple(f"class {i}" for i in range(model.graph.outputs[0].shape[1]))
     write_labels(folder, labels)
     manifest = Manifest(
         name=skeleton.stem,
-        model={"origin": skeleton.stem, "weights": "random", "seed": seed},
+        model=ModelRecord(origin=f"{skeleton.stem}, seed {seed}", weights="random"),
         image=ImageContract(*images.shape[1:3]),
         normalization="unit",
         input="uint8",
@@ -288,7 +289,7 @@ def run_bundle(
     images = draw_images(manifest.image.height, manifest.image.width, TEST_IMAGES, seed=2)
     result: dict[str, Any] = {
         "model": manifest.name,
-        "weights": manifest.model.get("weights"),
+        "weights": manifest.model.weights,
         "image": [manifest.image.height, manifest.image.width],
         "skipped": {},
         "plans": [],

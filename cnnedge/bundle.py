@@ -45,6 +45,7 @@ from cnnedge.manifest import (
     file_sizes,
 )
 from cnnedge.partial import is_partial
+from cnnedge.sections import FileRecord
 
 __all__ = [
     "LABELS",
@@ -236,10 +237,10 @@ def _claims_to_be_bundle(folder: Path) -> bool:
         return False
 
 
-def describe_files(root: Path, names: list[str]) -> dict[str, dict[str, Any]]:
+def describe_files(root: Path, names: list[str]) -> dict[str, FileRecord]:
     """Return size and hash of files inside ``root``, as the manifest lists them."""
     return {
-        name: {"bytes": (root / name).stat().st_size, "sha256": sha256(root / name)}
+        name: FileRecord((root / name).stat().st_size, sha256(root / name))
         for name in sorted(names)
     }
 

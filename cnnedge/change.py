@@ -6,6 +6,7 @@ rename it. A signature does not cover that folder, and nothing that is read may 
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,6 +24,7 @@ from cnnedge.bundle import (
     read_manifest,
     require_folder,
 )
+from cnnedge.documents import parse_json
 from cnnedge.errors import BundleError
 from cnnedge.files import cannot_write, sha256, write_text
 from cnnedge.partial import Partial, is_partial, locked_folder, sweep_inside
@@ -119,18 +121,26 @@ def _put(
         _write(partial.new / name, what)
     _write(partial.folder / _JOURNAL, "\n".join(content).encode())
     if without != read_manifest(root, root):
-        write_text(root / MANIFEST, without.to_json())
+        _write_manifest(root, without)
     try:
         for name in content:
             (root / name).parent.mkdir(exist_ok=True)
             os.replace(partial.new / name, root / name)
         manifest = _with(root, without, note, list(content))
-        write_text(root / MANIFEST, manifest.to_json())
+        _write_manifest(root, manifest)
     except BaseException:
         for name in _unlisted(root, content):
             (root / name).unlink(missing_ok=True)
         raise
     return manifest
+
+
+def _write_manifest(root: Path, manifest: Manifest) -> None:
+    """Write what was changed of it; what this cnnedge does not know of it stays."""
+    document = parse_json((root / MANIFEST).read_bytes())
+    changed = manifest.to_dict()
+    document |= {key: changed[key] for key in ("engines", "files")}
+    write_text(root / MANIFEST, json.dumps(document, indent=1) + "\n")
 
 
 def _with(root: Path, without: Manifest, note: PlanNote, names: list[str]) -> Manifest:

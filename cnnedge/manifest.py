@@ -5,15 +5,26 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from msgspec import to_builtins
+
 from cnnedge.archive import Sizes
-from cnnedge.documents import Count, Labels, Name, Points, Sha256, hold, parse_json
+from cnnedge.documents import Amount, Count, Labels, Name, Points, Sha256, hold, parse_json
 from cnnedge.errors import BundleError
 from cnnedge.image import NORMALIZATIONS, ImageContract
+from cnnedge.machine import Machine
 from cnnedge.plan import RuntimeName
-from cnnedge.sections import Sections
+from cnnedge.result import Comparison, Recommendation, Verdict
+from cnnedge.sections import (
+    CalibrationRecord,
+    DataRecord,
+    FileRecord,
+    Latency,
+    ModelRecord,
+    ReferenceRecord,
+)
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -24,6 +35,8 @@ SIGNATURE = "bundle.sig"
 # What an archive may hold although its manifest does not list it: a signature covers the manifest.
 UNLISTED = frozenset({SIGNATURE})
 SHOWN = 80  # characters of a name in a message
+Precision = Literal["fp32", "fp16", "int8", "int8-weight", "int4-weight"]
+TargetName = Literal["any", "cpu", "trt"]
 
 
 @dataclass(frozen=True)
@@ -38,37 +51,37 @@ class Variant:
         precision: What was asked for: "fp32", "fp16" or "int8".
         target: Which runtimes its graph is written for: "any", "cpu" or "trt".
         achieved: Share of MACs and of weights per data type, read from the graph.
-        accuracy: A `Comparison` as data, or None where nothing was measured.
-        verdict: A `Verdict` as data, or None.
+        accuracy: How it compares with Keras; None where nothing was measured.
+        verdict: Whether it passed its gate, or None.
         provider: The ONNX Runtime provider that really gave those answers.
-        latency: A `Measurement` as data (single stream, batch 1), or None.
+        latency: On the machine of the export, or None.
         quantization: How it was quantized and what was tried, or None where it was not.
-        recommendation: A `Recommendation` for the machine of the export as data, or None.
+        recommendation: For the machine of the export, or None.
     """
 
     name: Name
     file: str
     sha256: Sha256
     bytes: Count
-    precision: str
-    target: str
-    achieved: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    accuracy: Mapping[str, Any] | None = None
-    verdict: Mapping[str, Any] | None = None
+    precision: Precision
+    target: TargetName
+    achieved: Mapping[str, Mapping[str, Amount]] = field(default_factory=dict)
+    accuracy: Comparison | None = None
+    verdict: Verdict | None = None
     provider: str | None = None
-    latency: Mapping[str, Any] | None = None
+    latency: Latency | None = None
     quantization: Mapping[str, Any] | None = None
-    recommendation: Mapping[str, Any] | None = None
+    recommendation: Recommendation | None = None
 
     @property
     def recommended(self) -> bool:
         """Whether it beat its higher-precision sibling on the machine of the export."""
-        return self.recommendation is not None and bool(self.recommendation.get("recommended"))
+        return self.recommendation is not None and self.recommendation.recommended
 
     @property
     def verified(self) -> bool:
         """Whether this variant was held against the reference and did not fail its gate."""
-        return self.verdict is not None and self.verdict.get("status") != "failed"
+        return self.verdict is not None and not self.verdict.failed
 
 
 @dataclass(frozen=True)
@@ -96,20 +109,20 @@ class Manifest:
     """Everything a receiver has to know of a bundle; see docs/manifest.md for each field."""
 
     name: str
-    model: Mapping[str, Any]
+    model: ModelRecord
     image: ImageContract
     normalization: str
     input: Literal["uint8", "float32"]
     labels: Labels
     variants: tuple[Variant, ...]
     engines: tuple[Engine, ...] = ()
-    reference: Mapping[str, Any] = field(default_factory=dict)
-    data: Mapping[str, Any] = field(default_factory=dict)
-    calibration: Mapping[str, Any] = field(default_factory=dict)
-    machine: Mapping[str, Any] = field(default_factory=dict)
+    reference: ReferenceRecord = field(default_factory=ReferenceRecord)
+    data: DataRecord = field(default_factory=DataRecord)
+    calibration: CalibrationRecord | None = None
+    machine: Machine | None = None
     tools: Mapping[str, str] = field(default_factory=dict)
     max_drop: Points = 0.5
-    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    files: Mapping[str, FileRecord] = field(default_factory=dict)
     recipe: Mapping[str, Any] | None = None
     schema: int = SCHEMA
 
@@ -132,7 +145,16 @@ class Manifest:
 
     def to_json(self) -> str:
         """Return the manifest as a JSON document."""
-        return json.dumps(asdict(self) | {"image": self.image.to_dict()}, indent=1) + "\n"
+        return json.dumps(self.to_dict(), indent=1) + "\n"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-able data, with what follows from its fields."""
+        document: dict[str, Any] = to_builtins(self)
+        document["image"] = self.image.to_dict()
+        for variant, entry in zip(self.variants, document["variants"], strict=True):
+            if variant.accuracy is not None:
+                entry["accuracy"] = variant.accuracy.to_dict()
+        return document
 
     @staticmethod
     def from_json(text: str | bytes) -> Manifest:
@@ -145,7 +167,6 @@ class Manifest:
         found = fields.get("schema") if isinstance(fields, dict) else None
         if found != SCHEMA or isinstance(found, bool):
             raise ValueError(f"schema {str(found)[:40]}, this cnnedge reads {SCHEMA}")
-        hold(fields, Sections)
         manifest = hold(fields, Manifest)
         _refuse_doubles("variants", [variant.name for variant in manifest.variants])
         _refuse_doubles("files", [MANIFEST, SIGNATURE, *_names(manifest)])
@@ -168,7 +189,7 @@ def _refuse_doubles(what: str, names: list[str]) -> None:
 def file_sizes(manifest: Manifest) -> Sizes:
     """Return every file that a manifest lists, with its size where it names one."""
     sizes: dict[str, int | None] = {variant.file: variant.bytes for variant in manifest.variants}
-    sizes |= {name: entry["bytes"] for name, entry in manifest.files.items()}
+    sizes |= {name: entry.bytes for name, entry in manifest.files.items()}
     sizes |= {engine.file: engine.bytes for engine in manifest.engines}
     return sizes | {engine.note: None for engine in manifest.engines}
 
@@ -176,6 +197,6 @@ def file_sizes(manifest: Manifest) -> Sizes:
 def file_hashes(manifest: Manifest) -> dict[str, str]:
     """Return every file that a manifest lists, with its hash."""
     hashes = {variant.file: variant.sha256 for variant in manifest.variants}
-    hashes |= {name: str(entry["sha256"]) for name, entry in manifest.files.items()}
+    hashes |= {name: entry.sha256 for name, entry in manifest.files.items()}
     hashes |= {engine.file: engine.sha256 for engine in manifest.engines}
     return hashes | {engine.note: engine.note_sha256 for engine in manifest.engines}

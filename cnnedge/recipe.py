@@ -14,12 +14,11 @@ from cnnedge.documents import Points, hold_options
 from cnnedge.errors import CnnEdgeError
 from cnnedge.files import read_toml
 from cnnedge.image import MOST_PIXELS
-from cnnedge.manifest import MANIFEST
+from cnnedge.manifest import MANIFEST, Precision
 
 # Images larger than what is read of any file are no network's input.
 Pixels = Annotated[int, Meta(ge=1, le=isqrt(MOST_PIXELS))]
 AtLeastOne = Annotated[int, Meta(ge=1)]
-Precision = Literal["fp32", "fp16", "int8", "int8-weight", "int4-weight"]
 
 
 class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

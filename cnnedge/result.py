@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from cnnedge.documents import Amount, Count, Share
 from cnnedge.errors import CnnEdgeError, ModelError
 
 # How many samples MLPerf's early stopping asks for before it lets a percentile be quoted.
@@ -134,7 +135,7 @@ class Comparison:
         top5: Share whose right label is among the first five (or all, with fewer classes).
         reference_top5: The reference's own.
         agreement: Share of images on which both give the same first answer.
-        max_abs_diff: The largest difference of any probability; NaN where an answer is no number.
+        max_abs_diff: The largest difference of any probability; None where an answer is no number.
         lost: Images that the reference answered right and the variant wrong.
         won: The other way round.
         not_finite: Images that the variant answered with NaN or infinity, which is always wrong.
@@ -144,17 +145,17 @@ class Comparison:
             "float16" or "bfloat16".
     """
 
-    n: int
-    top1: float
-    reference_top1: float
-    top5: float
-    reference_top5: float
-    agreement: float
-    max_abs_diff: float
-    lost: int
-    won: int
-    not_finite: int = 0
-    limit: float | None = None
+    n: Count
+    top1: Share
+    reference_top1: Share
+    top5: Share
+    reference_top5: Share
+    agreement: Share
+    max_abs_diff: Amount | None
+    lost: Count
+    won: Count
+    not_finite: Count = 0
+    limit: Amount | None = None
     rounds_as: str | None = None
 
     @property
@@ -192,8 +193,7 @@ class Comparison:
             "reference_top1": self.reference_top1,
             "reference_top5": self.reference_top5,
             "agreement": self.agreement,
-            # JSON knows no NaN
-            "max_abs_diff": self.max_abs_diff if math.isfinite(self.max_abs_diff) else None,
+            "max_abs_diff": self.max_abs_diff,
             "limit": self.limit,
             "rounds_as": self.rounds_as,
             "not_finite": self.not_finite,
@@ -205,7 +205,7 @@ class Comparison:
         }
 
 
-STATUSES = ("passed", "unproven", "failed", "not judged")  # of a verdict
+Status = Literal["passed", "unproven", "failed", "not judged"]
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ class Verdict:
         reason: One sentence.
     """
 
-    status: str
+    status: Status
     reason: str
 
     @property
@@ -290,7 +290,7 @@ def compare(answers: np.ndarray, reference: np.ndarray, targets: np.ndarray) -> 
     first, reference_first = first_answers(answers), first_answers(reference)
     right, reference_right = first == targets, reference_first == targets
     with np.errstate(invalid="ignore"):  # infinity less infinity
-        differences = [np.abs(a - r).max() for a, r in _parts(answers, reference)]
+        largest = float(np.max([np.abs(a - r).max() for a, r in _parts(answers, reference)]))
     return Comparison(
         n=n,
         top1=float(right.mean()),
@@ -298,7 +298,7 @@ def compare(answers: np.ndarray, reference: np.ndarray, targets: np.ndarray) -> 
         top5=top_k(answers, targets, min(5, classes)),
         reference_top5=top_k(reference, targets, min(5, classes)),
         agreement=float((first == reference_first).mean()),
-        max_abs_diff=float(np.max(differences)),
+        max_abs_diff=largest if math.isfinite(largest) else None,
         lost=int((reference_right & ~right).sum()),
         won=int((~reference_right & right).sum()),
         not_finite=int((first == NO_ANSWER).sum()),
@@ -381,10 +381,11 @@ def judge(
         does = "stores its weights" if kind == "weights" else "computes"
         return Verdict("failed", f"{precision} was asked for, and the graph {does} in {built}")
     limit = limit_of(precision, comparison.limit, comparison.rounds_as)
-    if limit is not None and not comparison.max_abs_diff <= limit:
+    difference = math.inf if comparison.max_abs_diff is None else comparison.max_abs_diff
+    if limit is not None and not difference <= limit:
         return Verdict(
             "failed",
-            f"a probability differs by {comparison.max_abs_diff:.1e} from Keras "
+            f"a probability differs by {difference:.1e} from Keras "
             f"({precision} may differ by {limit:.1e})",
         )
     if not trained:

@@ -1,124 +1,87 @@
-"""What is read of a manifest besides the fields of `Manifest` and `Variant` themselves.
-
-Their sections are data as the export recorded it, and grow with every release. So a section's type
-names what some command goes by, and no more.
-"""
+"""The sections of a manifest as records; docs/manifest.md says what each field means."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from msgspec import Struct, field
+from msgspec import Struct
 
-from cnnedge.documents import Amount, Count, Finite, Positive, Sha256, Share
-from cnnedge.result import DATA_TYPES, STATUSES
+from cnnedge.documents import Count, Finite, Positive, Sha256, Share
 
-
-class Accuracy(Struct, frozen=True):
-    """What `Comparison.to_dict` wrote."""
-
-    n: Count
-    top1: Share
-    top5: Share
-    reference_top1: Share
-    reference_top5: Share
-    agreement: Share
-    lost: Count
-    won: Count
-    drop_points: Finite
-    drop_interval_points: tuple[Finite, Finite]
-    smallest_drop_points: Finite
-    max_abs_diff: float | None = None  # NaN, where an answer was: no gate passed that variant
+Weights = Literal["random", "trained", "user"]
 
 
-class Verdict(Struct, frozen=True):
-    """What `result.Verdict` is as data."""
-
-    status: str
-    reason: str
-
-    def __post_init__(self) -> None:
-        if self.status not in STATUSES:
-            raise ValueError(f"status {self.status[:40]!r} is none of {', '.join(STATUSES)}")
-
-
-class Latency(Struct, frozen=True):
-    """What `Measurement.to_dict` wrote."""
+class Latency(Struct, frozen=True, kw_only=True):
+    """Single stream, batch 1, the runtime call alone; milliseconds."""
 
     median_ms: Positive
+    p90_ms: Positive | None = None
+    p99_ms: Positive | None = None
+    n: Count = 0
+    images: Count = 1
+    gpu: dict[str, Finite] | None = None
+    doubt: str | None = None
 
 
-class Recommendation(Struct, frozen=True):
-    """What `result.Recommendation` is as data."""
-
-    recommended: bool
-
-
-class VariantSections(Struct, frozen=True):
-    """Of one variant."""
-
-    precision: str
-    target: Literal["any", "cpu", "trt"]
-    achieved: dict[str, dict[str, Amount]] = field(default_factory=dict)
-    accuracy: Accuracy | None = None
-    verdict: Verdict | None = None
-    latency: Latency | None = None
-    recommendation: Recommendation | None = None
-
-    def __post_init__(self) -> None:
-        if self.precision not in DATA_TYPES:
-            known = ", ".join(DATA_TYPES)
-            raise ValueError(f"precision {self.precision[:40]!r} is none of {known}")
-
-
-class File(Struct, frozen=True):
-    """Of one file that is no variant, no plan and no note."""
+class FileRecord(Struct, frozen=True):
+    """One file that is no variant, no plan and no note."""
 
     bytes: Count
     sha256: Sha256
 
 
-class Model(Struct, frozen=True):
+class ModelRecord(Struct, frozen=True, kw_only=True):
     """Where the weights come from, and what the Keras network gives."""
 
-    weights: Literal["random", "trained", "user"] | None = None
+    origin: str = ""
+    weights: Weights | None = None
+    weights_sha256: str = ""
+    parameters: Count = 0
     emits: str | None = None
+    output: str | None = None
+    computes_in: tuple[str, ...] = ("float32",)
+
+    @property
+    def trained(self) -> bool:
+        """Whether accuracy means anything."""
+        return self.weights != "random"
 
 
-class Reference(Struct, frozen=True):
+class ReferenceRecord(Struct, frozen=True, kw_only=True):
     """Keras itself."""
 
-    bytes: Count = 0
+    runtime: str = "keras"
     top1: Share | None = None
+    top5: Share | None = None
+    guessing: str | None = None
+    bytes: Count = 0
+    latency: Latency | None = None
 
 
-class Data(Struct, frozen=True):
+class DataRecord(Struct, frozen=True, kw_only=True):
     """The test images."""
 
+    source: str | None = None
+    test_images: Count = 0
     test_sha256: str | None = None
 
 
-class Calibration(Struct, frozen=True):
+class ConvergencePoint(Struct, frozen=True, kw_only=True):
+    """How far the scales after so many images were from the final ones."""
+
+    images: Count
+    median_change: Finite
+    largest_change: Finite
+
+
+class CalibrationRecord(Struct, frozen=True, kw_only=True):
     """The images that the scales were taken from."""
 
+    source: str | None = None
+    split: str = ""
+    images: Count = 0
     sha256: str | None = None
     image_sha256: tuple[str, ...] = ()
-
-
-class Machine(Struct, frozen=True):
-    """Where it was exported."""
-
-    cpu: str | None = None
-
-
-class Sections(Struct, frozen=True):
-    """All of them, where they stand in the document."""
-
-    model: Model
-    variants: tuple[VariantSections, ...]
-    files: dict[str, File] = field(default_factory=dict)
-    reference: Reference = field(default_factory=Reference)
-    data: Data = field(default_factory=Data)
-    calibration: Calibration = field(default_factory=Calibration)
-    machine: Machine = field(default_factory=Machine)
-    tools: dict[str, Any] = field(default_factory=dict)
+    method: str = ""
+    convergence: tuple[ConvergencePoint, ...] = ()
+    enough_images: Count = 0

@@ -228,7 +228,7 @@ def tolerance(variant: Variant) -> float:
 
     Where the model moves more than that by its own rounding, so do two machines.
     """
-    own = limit_of(variant.precision, (variant.accuracy or {}).get("limit"))
+    own = limit_of(variant.precision, None if variant.accuracy is None else variant.accuracy.limit)
     return max(TOLERANCE[variant.precision], own or 0.0)
 
 
@@ -281,7 +281,7 @@ def recorded_answers(bundle: Bundle, split: Split) -> np.ndarray | None:
     manifest = bundle.manifest
     if REFERENCE_ANSWERS not in manifest.files:
         return None
-    if split.digest() != manifest.data.get("test_sha256"):
+    if split.digest() != manifest.data.test_sha256:
         return None
     path = bundle.path(REFERENCE_ANSWERS)
     try:
@@ -299,7 +299,7 @@ def refuse_calibration_images(manifest: Manifest, split: Split) -> None:
     Raises:
         DataError: there is one; the message names it.
     """
-    known = set(manifest.calibration.get("image_sha256", ()))
+    known = set() if manifest.calibration is None else set(manifest.calibration.image_sha256)
     for index, digest in enumerate(split.item_digests() if known else ()):
         if digest.hex() in known:
             raise DataError(
@@ -316,7 +316,7 @@ def in_order_of(manifest: Manifest, dataset: Dataset) -> Dataset:
     Raises:
         DataError: it has other classes.
     """
-    if manifest.model.get("weights") == "random":
+    if not manifest.model.trained:
         return dataset
     found = in_order(dataset, manifest.labels)
     if found is None:

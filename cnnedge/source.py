@@ -19,7 +19,8 @@ from cnnedge.kind import HDF5, kind_of
 from cnnedge.models import MODELS, build
 from cnnedge.preprocessing import check_preprocessing, wanted
 from cnnedge.progress import Progress, silent
-from cnnedge.recipe import Recipe
+from cnnedge.recipe import Recipe, make_recipe
+from cnnedge.sections import Weights
 
 if TYPE_CHECKING:
     import keras
@@ -57,7 +58,7 @@ class Source:
     labels: tuple[str, ...]
     image: ImageContract
     normalization: str
-    weights: str
+    weights: Weights
     origin: str
     dataset: Dataset
     may_calibrate: bool = True
@@ -106,6 +107,7 @@ def resolve(
         ModelError: there is no such model, or it leaves something unsaid that must be given.
         DataError: the data does not fit the model.
     """
+    recipe = make_recipe(**recipe.to_dict())  # one that was made by hand was not looked at
     try:
         from cnnedge.backends.keras import ModelNote
         from cnnedge.backends.keras_network import open_network

@@ -243,14 +243,15 @@ def _judge(
     guesses: str | None,
 ) -> tuple[Comparison, Verdict]:
     """Return a comparison with the limits of its variant, and what the gates say of it."""
-    own, rounds_as = ((variant.accuracy or {}).get(key) for key in ("limit", "rounds_as"))
+    at_export = variant.accuracy
+    own, rounds_as = (None, None) if at_export is None else (at_export.limit, at_export.rounds_as)
     parity = limit_of(variant.precision, own, rounds_as)
     comparison = replace(comparison, limit=parity, rounds_as=rounds_as)
     verdict = judge(
         comparison,
         precision=variant.precision,
         max_drop=manifest.max_drop if max_drop is None else max_drop,
-        trained=manifest.model.get("weights") != "random",
+        trained=manifest.model.trained,
         achieved=achieved,
         guessing=guesses,
     )

@@ -42,19 +42,19 @@ def test_everything_in_the_folder_is_in_the_manifest(toy_bundle):
 def test_the_manifest_says_where_everything_comes_from(toy_bundle, digits):
     m = toy_bundle.manifest
     assert [v.name for v in m.variants] == ["fp32", "fp16", "int8", "int8-trt"]
-    assert (m.model["weights"], m.normalization, m.input) == ("trained", "unit", "uint8")
+    assert (m.model.weights, m.normalization, m.input) == ("trained", "unit", "uint8")
     assert m.labels == digits.labels
-    assert m.data["test_sha256"] == digits.test.digest()
-    assert m.calibration["split"] == "calibration"
-    assert m.calibration["sha256"] == digits.calibration.take(128, seed=0).digest()
+    assert m.data.test_sha256 == digits.test.digest()
+    assert m.calibration.split == "calibration"
+    assert m.calibration.sha256 == digits.calibration.take(128, seed=0).digest()
     assert {"cnnedge", "python", "onnxruntime"} <= set(m.tools)
-    assert m.machine["cores"] >= 1
+    assert m.machine.cores >= 1
     int8 = m.variant("int8")
     assert int8.achieved["macs"]["int8"] > 0.9
     assert int8.provider == "CPUExecutionProvider"
-    assert int8.accuracy["n"] == len(digits.test)
-    assert m.variant("fp32").accuracy["max_abs_diff"] <= 1e-5
-    assert m.variant("fp16").accuracy["max_abs_diff"] <= 2e-3
+    assert int8.accuracy.n == len(digits.test)
+    assert m.variant("fp32").accuracy.max_abs_diff <= 1e-5
+    assert m.variant("fp16").accuracy.max_abs_diff <= 2e-3
 
 
 def test_the_manifest_survives_its_own_json(toy_bundle):

@@ -111,7 +111,7 @@ def test_a_plan_comes_with_the_note_that_cnnedge_reads(device, toy_bundle, tmp_p
     assert note.sha256 == hashlib.sha256(plan.read_bytes()).hexdigest()
     assert (note.library, note.compute_capabilities) == ("10.3.0", ("8.7",))
     assert note.onnx_sha256 == variant.sha256
-    assert note.calibration_sha256 == toy_bundle.manifest.calibration["sha256"]
+    assert note.calibration_sha256 == toy_bundle.manifest.calibration.sha256
     assert note.found["layer_types"] == {"int8": 1.0}
     assert "GPU Compute Time: median 1.25 ms" in done.stdout
     assert sorted(p.suffix for p in plans.iterdir()) == [".json", ".json", ".log", ".plan"]

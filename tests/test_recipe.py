@@ -48,6 +48,13 @@ def test_every_normalization_may_be_asked_for(name):
     assert make_recipe(model="m", preprocess=name).preprocess == name
 
 
+def test_one_that_was_made_by_hand_is_held_to_its_type():
+    from cnnedge.source import resolve
+
+    with pytest.raises(CnnEdgeError, match="recipe: max_drop 200: expected float <= 100"):
+        resolve(Recipe(model="alexnet", max_drop=200))
+
+
 def test_what_is_kept_of_a_recipe_makes_it_again():
     recipe = make_recipe(model="m", precision=("fp32", "int8"), image_size=(32, 48), guard=False)
     assert make_recipe(**json.loads(json.dumps(recipe.to_dict()))) == recipe

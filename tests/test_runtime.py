@@ -168,7 +168,7 @@ def test_the_fastest_recommended_is_chosen_where_it_was_measured(
 
     edit_manifest(bundle_copy, time_it)
     bundle = open_bundle(bundle_copy)
-    measured_on = bundle.manifest.machine["cpu"]
+    measured_on = bundle.manifest.machine.cpu
     monkeypatch.setattr(choice, "this_machine", lambda: machine(measured_on))
     found = choice.choose(bundle)
     assert found.variant.name == expected

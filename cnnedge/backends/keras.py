@@ -26,6 +26,7 @@ from cnnedge.files import atomic_path, require_keras_file
 from cnnedge.head import LOGITS, SINGLE, as_probabilities, read_head
 from cnnedge.image import NORMALIZATIONS, ImageContract, normalize
 from cnnedge.kind import HDF5, kind_of
+from cnnedge.sections import Weights
 
 NOTE_ENTRY = "cnnedge.json"
 ASKED_AT_ONCE = 8  # images, so that what a large network holds of them stays small
@@ -42,7 +43,7 @@ class ModelNote:
     labels: Labels
     image: ImageContract
     normalization: str
-    weights: str = "trained"  # "random", "trained" or "user"
+    weights: Weights = "trained"
     data: str | None = None
     seed: int | None = None
     metrics: dict[str, Any] = field(default_factory=dict)

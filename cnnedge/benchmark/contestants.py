@@ -232,10 +232,11 @@ def _keras(manifest: Manifest, entry: ModelEntry) -> Contestant:
         model=str(entry.reference),
         options={
             "normalization": manifest.normalization,
-            **{key: manifest.model.get(key) for key in ("emits", "output")},
+            "emits": manifest.model.emits,
+            "output": manifest.model.output,
         },
         imports=("cnnedge.backends.keras", "PIL.Image"),
-        bytes=int(manifest.reference.get("bytes", 0)),
+        bytes=manifest.reference.bytes,
         layers_of="fp32",
     )
 
@@ -362,7 +363,7 @@ def litert_jobs(
             [
                 *(str(entry.reference), str(scratch / f"litert.{precision}.tflite"), precision),
                 bundle.manifest.normalization,
-                *(bundle.manifest.model.get(key) for key in ("emits", "output")),
+                *(bundle.manifest.model.emits, bundle.manifest.model.output),
                 *([str(images)] if images else []),
             ],
         )

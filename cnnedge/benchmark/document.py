@@ -129,7 +129,7 @@ class Measured:
 def model_document(found: Measured, suite: Suite, peaks: Peaks | None) -> dict[str, Any]:
     """Return what docs/benchmark.md lists of a model."""
     manifest = found.bundle.manifest
-    judged = manifest.model.get("weights") != "random"
+    judged = manifest.model.trained
     graphs = _graphs(found.bundle)
     baseline = next((one for one in found.collected if one.error is None), None)
     rows = []
@@ -166,7 +166,7 @@ def model_document(found: Measured, suite: Suite, peaks: Peaks | None) -> dict[s
         }
     return {
         "name": manifest.name,
-        "weights": manifest.model.get("weights"),
+        "weights": manifest.model.weights,
         "labels": list(manifest.labels),
         "image": manifest.image.to_dict(),
         "layout": f"{manifest.input} NHWC [N, {height}, {width}, {channels}]",
@@ -197,8 +197,7 @@ def _guesses(found: Measured, manifest: Manifest) -> str | None:
     """Return how well the reference does, where that is no better than by guessing."""
     if found.answers is not None:
         return guessing(found.answers.expected, found.answers.split.targets)
-    recorded = manifest.reference.get("guessing")
-    return str(recorded) if recorded else None
+    return manifest.reference.guessing
 
 
 def _answers_row(
@@ -222,8 +221,8 @@ def _answers_row(
         recorded = manifest.variant(who.variant).accuracy
         if recorded is not None:
             note = "as recorded at export, on ONNX Runtime"
-            return {**nothing, "accuracy": dict(recorded), "accuracy_note": note}
-    if who.runtime == "keras" and judged and manifest.reference.get("top1") is not None:
+            return {**nothing, "accuracy": recorded.to_dict(), "accuracy_note": note}
+    if who.runtime == "keras" and judged and manifest.reference.top1 is not None:
         return {**nothing, "accuracy_note": "the reference itself"}
     return {**nothing, "accuracy_note": None}
 

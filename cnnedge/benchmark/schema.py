@@ -12,7 +12,7 @@ from msgspec import Meta, Struct, field
 
 from cnnedge.benchmark.accuracy import unpack
 from cnnedge.documents import Amount, Count, Finite, Points, Positive, Share
-from cnnedge.sections import Accuracy
+from cnnedge.result import Comparison
 
 Ms = Positive | None
 Interval = tuple[Finite, Finite]
@@ -191,7 +191,7 @@ class Contestant(Struct, kw_only=True):
     bytes: Count | None
     notes: dict[str, str]
     error: str | None = None
-    accuracy: Accuracy | None
+    accuracy: Comparison | None
     accuracy_note: str | None = None
     right: str | None = None
     confusion: list[list[Count]] | None = None

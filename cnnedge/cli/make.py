@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -274,12 +273,12 @@ def export_command(
     for warning in warnings:
         _warn(warning)
     if as_json:
-        print_json(json.loads(bundle.manifest.to_json()))
+        print_json(bundle.manifest.to_dict())
     else:
         show_bundle(bundle)
     failed = [v for v in bundle.manifest.variants if not v.verified]
     if failed:
-        reasons = "; ".join(f"{v.name}: {(v.verdict or {}).get('reason')}" for v in failed)
+        reasons = "; ".join(f"{v.name}: {v.verdict.reason}" for v in failed if v.verdict)
         raise GateError(
             f"a gate failed: {reasons}", fix="that variant will not be loaded by itself"
         )

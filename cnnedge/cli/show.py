@@ -83,14 +83,14 @@ def show_bundle(bundle: Any) -> None:
         say("cnnedge.load goes by the order that is known for its CPU's instruction set.")
     rows = [
         (
-            row["title"],
-            f"{row['megabytes']:.1f} MB",
-            None if row["top1"] is None else f"{row['top1']:.2f} %",
-            None if row["drop"] is None else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*row["drop"]),
-            _difference(row["max_abs_diff"], row["limit"]),
-            None if row["median_ms"] is None else f"{row['median_ms']:.2f} ms",
-            None if row["speed_up"] is None else f"{row['speed_up']:.1f}×",
-            row["status"],
+            row.title,
+            f"{row.megabytes:.1f} MB",
+            None if row.top1 is None else f"{row.top1:.2f} %",
+            None if row.drop is None else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*row.drop),
+            _difference(row.max_abs_diff, row.limit),
+            None if row.median_ms is None else f"{row.median_ms:.2f} ms",
+            None if row.speed_up is None else f"{row.speed_up:.1f}×",
+            row.status,
         )
         for row in variant_rows(bundle.manifest)
     ]
@@ -108,14 +108,15 @@ def show_bundle(bundle: Any) -> None:
     if guesses(bundle.manifest):
         say(guesses(bundle.manifest))
     machine = bundle.manifest.machine
-    say(f"{machine['cpu']}, {machine['cores']} cores; batch 1")
+    if machine is not None:
+        say(f"{machine.cpu}, {machine.cores} cores; batch 1")
     for variant in bundle.manifest.variants:
         for line in attempt_lines(variant.quantization or {}):
             say(f"{variant.name}: {line}")
-        found = variant.recommendation or {}
-        doubted = bool((variant.latency or {}).get("doubt"))
-        if found and not found["recommended"] and not doubted:
-            say(f"{variant.name}: not recommended here: {found['reason']}")
+        advice = variant.recommendation
+        doubted = variant.latency is not None and variant.latency.doubt is not None
+        if advice is not None and not advice.recommended and not doubted:
+            say(f"{variant.name}: not recommended here: {advice.reason}")
     for engine in bundle.manifest.engines:
         say(f"{engine.file}: {engine.bytes / 1e6:.1f} MB")
     say(f"bundle: {bundle.root}   report: {bundle.path('report.html')}")

@@ -328,7 +328,7 @@ def _keras_reference(path: Path, bundle: Path) -> Any:
     opened = open_bundle(bundle)
     normalization = opened.manifest.normalization
     model, _ = load_model(path)
-    output = find_output(model, opened.manifest.model.get("output"), path.name)
+    output = find_output(model, opened.manifest.model.output, path.name)
     golden = golden_tensors(opened)
     rounding = roundoff(computes_in(path))
     emits = read_emits(

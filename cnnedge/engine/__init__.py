@@ -217,7 +217,8 @@ def _note(
     if built.timing_cache is not None:
         digest = hashlib.sha256(built.timing_cache).hexdigest()
         cache = {"file": _timing_file(library, gpu), "sha256": digest}
-    calibration = bundle.manifest.calibration.get("sha256")
+    images = bundle.manifest.calibration
+    seen = None if images is None else images.sha256
     return PlanNote(
         variant=variant.name,
         precision=variant.precision,
@@ -227,7 +228,7 @@ def _note(
         sha256=hashlib.sha256(built.plan).hexdigest(),
         bytes=len(built.plan),
         onnx_sha256=variant.sha256,
-        calibration_sha256=calibration if variant.precision == "int8" else None,
+        calibration_sha256=seen if variant.precision == "int8" else None,
         compute_capabilities=built.compute_capabilities,
         gpu=None if gpu is None else gpu.facts.to_dict(),
         options=options,

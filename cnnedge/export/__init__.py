@@ -86,6 +86,7 @@ def export_onnx(
     write_names(graph, skeleton.layers, named)
     write_metadata(graph, name=name, labels=labels, image=image)
     opset = lowest_opset(graph)
+    graph.graph.doc_string = None  # the converter's, with a number that differs from run to run
     graph.graph.opset_imports.clear()
     graph.graph.opset_imports[""] = opset
     graph.ir_version = IR_VERSION

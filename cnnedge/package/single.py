@@ -179,14 +179,16 @@ def copy_checked(path: Path, target: Any, sha256: str | None, *more: Any) -> Non
 
 
 def _entries(bundle: Bundle, variant: Variant, sha256: str, size: int) -> dict[str, str]:
-    verdict = variant.verdict or {"status": "not verified", "reason": "no gate was applied"}
+    verdict = variant.verdict
     return {
         META_BUNDLE: bundle.manifest.name,
         META_VARIANT: variant.name,
         META_PRECISION: variant.precision,
         META_TARGET: variant.target,
         META_NORMALIZATION: bundle.manifest.normalization,
-        META_VERDICT: f"{verdict['status']}: {verdict['reason']}",
+        META_VERDICT: "not verified: no gate was applied"
+        if verdict is None
+        else f"{verdict.status}: {verdict.reason}",
         META_SOURCE_SHA256: sha256,
         META_SOURCE_BYTES: str(size),
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,7 @@ from cnnedge.graph.write import serialize, write_onnx
 from cnnedge.head import require_head
 from cnnedge.image import normalize
 from cnnedge.machine import this_machine, tool_versions
+from cnnedge.manifest import Precision, TargetName
 from cnnedge.pipeline.gate import Gate
 from cnnedge.pipeline.int8 import (
     Calibrated,
@@ -58,6 +59,7 @@ from cnnedge.quantize import NoInt8Error, brief, quantize_dense_weights
 from cnnedge.recipe import Recipe
 from cnnedge.report import render_report
 from cnnedge.result import WEIGHT_ONLY, Comparison, Measurement, Verdict, compare
+from cnnedge.sections import DataRecord, Latency, ModelRecord, ReferenceRecord
 from cnnedge.selftest import REFERENCE_ANSWERS, Fingerprints, golden_images, write_selftest
 from cnnedge.source import Source, resolve
 from cnnedge.verify import compare_variants
@@ -76,8 +78,8 @@ class Graph:
     """One variant on its way into the bundle."""
 
     name: str
-    precision: str
-    target: str
+    precision: Precision
+    target: TargetName
     model: ir.Model
     quantization: Mapping[str, Any] | None = None
 
@@ -215,12 +217,12 @@ def _build(
             precision=graph.precision,
             target=graph.target,
             achieved=achieved_precision(graph.model),
-            accuracy=comparisons[graph.name].to_dict(),
-            verdict=asdict(verdicts[graph.name]),
+            accuracy=comparisons[graph.name],
+            verdict=verdicts[graph.name],
             provider=contestants[graph.name].provider,
             latency=latency.get(graph.name),
             quantization=graph.quantization,
-            recommendation=asdict(gate.recommend(bench, graph.name, graph.precision)),
+            recommendation=gate.recommend(bench, graph.name, graph.precision),
         )
         for graph in graphs
     )
@@ -228,37 +230,34 @@ def _build(
     parameters = int(source.model.count_params())
     manifest = Manifest(
         name=source.name,
-        model={
-            "origin": source.origin,
-            "weights": source.weights,
-            "weights_sha256": weights_digest(
+        model=ModelRecord(
+            origin=source.origin,
+            weights=source.weights,
+            weights_sha256=weights_digest(
                 {v.path: v.numpy() for v in source.model.trainable_variables}
             ),
-            "parameters": parameters,
-            "emits": source.emits,
-            "output": source.output,
-            "computes_in": list(source.computes_in) or ["float32"],
-        },
+            parameters=parameters,
+            emits=source.emits,
+            output=source.output,
+            computes_in=source.computes_in or ("float32",),
+        ),
         image=source.image,
         normalization=source.normalization,
         input=recipe.input,
         labels=source.labels,
         variants=variants,
-        reference={
-            "runtime": "keras",
-            "top1": alone.top1,
-            "top5": alone.top5,
-            "guessing": gate.guessing,
-            "bytes": 4 * parameters,
-            "latency": latency["keras"],
-        },
-        data={
-            "source": source.dataset.spec,
-            "test_images": len(test),
-            "test_sha256": test.digest(),
-        },
-        calibration={} if calibrated is None else _describe(calibrated, source),
-        machine=this_machine().to_dict(),
+        reference=ReferenceRecord(
+            top1=alone.top1,
+            top5=alone.top5,
+            guessing=gate.guessing,
+            bytes=4 * parameters,
+            latency=latency["keras"],
+        ),
+        data=DataRecord(
+            source=source.dataset.spec, test_images=len(test), test_sha256=test.digest()
+        ),
+        calibration=None if calibrated is None else calibrated.describe(source.dataset.spec),
+        machine=this_machine(),
         tools=tool_versions(),
         max_drop=recipe.max_drop,
         recipe=recipe.to_dict(),
@@ -311,10 +310,6 @@ def _convert(
             described = describe_quantization(plain, calibrated.method, None)
             graphs.append(Graph(name, "int8", plan.target.name, plain.model, described))
     return graphs, calibrated
-
-
-def _describe(calibrated: Calibrated, source: Source) -> dict[str, Any]:
-    return {"source": source.dataset.spec} | calibrated.describe()
 
 
 def _guard(
@@ -394,7 +389,7 @@ def _measure(
     return Benchmark(tuple(measured), "keras", environment(None) | found, precisions)
 
 
-def _precisions(recipe: Recipe, source: Source, warnings: list[str]) -> list[str]:
+def _precisions(recipe: Recipe, source: Source, warnings: list[str]) -> list[Precision]:
     if source.may_calibrate or (recipe.precision and "int8" not in recipe.precision):
         return list(dict.fromkeys(["fp32", *(recipe.precision or ("fp16", "int8"))]))
     if recipe.precision:
@@ -417,8 +412,15 @@ def _test_split(source: Source, recipe: Recipe) -> Split:
     return test if limit is None or limit >= len(test) else test.take(limit, seed=recipe.seed or 0)
 
 
-def _summary(measurement: Measurement, doubt: str | None) -> dict[str, Any]:
-    summary = measurement.to_dict()
-    for raw in ("samples_ms", "block", "name"):  # the raw samples are in the report
-        del summary[raw]
-    return summary if doubt is None else summary | {"doubt": doubt}
+def _summary(measurement: Measurement, doubt: str | None) -> Latency:
+    """Return what the manifest has of a measurement; the raw samples are in the report."""
+    told = measurement.to_dict()
+    return Latency(
+        median_ms=told["median_ms"],
+        p90_ms=told["p90_ms"],
+        p99_ms=told["p99_ms"],
+        n=told["n"],
+        images=told["images"],
+        gpu=told.get("gpu"),
+        doubt=doubt,
+    )

@@ -34,6 +34,7 @@ from cnnedge.quantize import (
 )
 from cnnedge.recipe import Recipe
 from cnnedge.result import Comparison, Verdict
+from cnnedge.sections import CalibrationRecord, ConvergencePoint
 from cnnedge.source import Source
 
 if TYPE_CHECKING:
@@ -67,19 +68,20 @@ class Calibrated:
         plan = self.plans[name]
         return quantize(self.model, plan, choose_ranges(self.calibration, plan, self.method))
 
-    def describe(self) -> dict[str, Any]:
-        """Return where the scales come from, as the manifest has it."""
+    def describe(self, source: str) -> CalibrationRecord:
+        """Return where the scales come from: images of a data source."""
         first = next(iter(self.plans.values()))
         curve = convergence(self.calibration, first, self.method)
-        return {
-            "split": self.split.name,
-            "images": self.calibration.images,
-            "sha256": self.split.digest(),
-            "image_sha256": [digest.hex() for digest in self.split.item_digests()],
-            "method": self.method,
-            "convergence": [asdict(point) for point in curve],
-            "enough_images": enough_images(curve),
-        }
+        return CalibrationRecord(
+            source=source,
+            split=self.split.name,
+            images=self.calibration.images,
+            sha256=self.split.digest(),
+            image_sha256=tuple(digest.hex() for digest in self.split.item_digests()),
+            method=self.method,
+            convergence=tuple(ConvergencePoint(**asdict(point)) for point in curve),
+            enough_images=enough_images(curve),
+        )
 
 
 def calibration_split(source: Source, recipe: Recipe) -> Split:

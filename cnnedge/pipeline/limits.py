@@ -62,7 +62,7 @@ def measure_limits(
             part, expected = test.select(indices), answers[indices]
             largest = _largest_move(moved, place, draws, part, image, expected, progress)
             limits[precision] = max(limits[precision], min(MARGIN * largest, CEILING * floor))
-            if comparison.not_finite or comparison.max_abs_diff <= limits[precision]:
+            if comparison.max_abs_diff is None or comparison.max_abs_diff <= limits[precision]:
                 break
     return limits
 

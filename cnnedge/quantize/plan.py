@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -55,7 +55,7 @@ class Target:
         float16: What stays float is FP16, scales included.
     """
 
-    name: str
+    name: Literal["cpu", "trt"]
     symmetric: bool
     quantizes_bias: bool
     takes_uint8: bool

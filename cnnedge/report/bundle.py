@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from typing import Any
+
+from msgspec.structs import asdict
 
 from cnnedge.benchmark.interleaved import Benchmark
 from cnnedge.benchmark.load import banner
@@ -11,76 +14,104 @@ from cnnedge.bundle import Manifest, Variant
 from cnnedge.result import limit_of
 
 
-def variant_rows(manifest: Manifest) -> list[dict[str, Any]]:
-    """Return one row per variant, the Keras reference first, as both table and page show them."""
-    reference = manifest.reference
-    keras_ms = (reference.get("latency") or {}).get("median_ms")
-    trained = manifest.model.get("weights") != "random"
+@dataclass(frozen=True, kw_only=True)
+class VariantRow:
+    """What both table and page show of a variant, or of the Keras reference; None: not known.
+
+    Attributes:
+        name: The variant's, or "keras".
+        title: What readers call it.
+        megabytes: The file's size, or that of the reference's float32 weights.
+        top1: Percent of the test images.
+        drop: Points of top-1 that it loses to Keras, and the 95 % interval.
+        max_abs_diff: The largest difference of a probability.
+        limit: What that is judged by.
+        median_ms: Its median latency.
+        speed_up: How many times faster than Keras; None where latencies decide nothing.
+        status: Its verdict.
+        reason: Why.
+        int8_macs: The share of MACs in int8.
+        is_speed: Whether its latency here is that of what it is written for.
+        recommended: Whether the speed gate passed.
+        advice: Why, or why not.
+    """
+
+    name: str
+    title: str
+    megabytes: float
+    top1: float | None = None
+    drop: tuple[float, float, float] | None = None
+    max_abs_diff: float | None = None
+    limit: float | None = None
+    median_ms: float | None = None
+    speed_up: float | None = None
+    status: str = "not verified"
+    reason: str = ""
+    int8_macs: float | None = None
+    is_speed: bool = True
+    recommended: bool | None = None
+    advice: str = ""
+
+
+def variant_rows(manifest: Manifest) -> list[VariantRow]:
+    """Return one row per variant, the Keras reference first."""
+    reference, trained = manifest.reference, manifest.model.trained
+    keras_ms = None if reference.latency is None else reference.latency.median_ms
     rows = [
-        {
-            "name": "keras",
-            "title": "Keras reference",
-            "megabytes": reference.get("bytes", 0) / 1e6,
-            "top1": 100 * reference["top1"] if trained else None,
-            "drop": None,
-            "max_abs_diff": None,
-            "limit": None,
-            "median_ms": keras_ms,
-            "speed_up": None if doubt_of(manifest) else 1.0,
-            "status": "reference",
-            "reason": "",
-            "int8_macs": None,
-            "is_speed": True,
-            "recommended": None,
-            "advice": "",
-        }
+        VariantRow(
+            name="keras",
+            title="Keras reference",
+            megabytes=reference.bytes / 1e6,
+            top1=100 * reference.top1 if trained and reference.top1 is not None else None,
+            median_ms=keras_ms,
+            speed_up=None if doubt_of(manifest) else 1.0,
+            status="reference",
+        )
     ]
     rows += [_variant_row(variant, keras_ms, trained) for variant in manifest.variants]
     if guesses(manifest):  # how many times faster it guesses is no figure to show
-        rows = [row | {"speed_up": None} for row in rows]
+        rows = [replace(row, speed_up=None) for row in rows]
     return rows
 
 
 def guesses(manifest: Manifest) -> str | None:
     """Return the line that says so where the model itself is no better than guessing."""
-    found = manifest.reference.get("guessing")
-    return f"The model itself is no better than guessing: {found}." if found else None
+    share = manifest.reference.guessing
+    return f"The model itself is no better than guessing: {share}." if share else None
 
 
-def _variant_row(variant: Variant, keras_ms: float | None, trained: bool) -> dict[str, Any]:
-    accuracy, verdict = variant.accuracy or {}, variant.verdict or {}
-    latency = variant.latency or {}
-    median, doubted = latency.get("median_ms"), bool(latency.get("doubt"))
-    # The TensorRT graph runs on the CPU for its answers; its speed there is emulation.
-    is_speed = variant.target != "trt"
-    speed = variant.recommendation or {}
-    return {
-        "name": variant.name,
-        "title": _TITLES.get(variant.name, variant.name),
-        "megabytes": variant.bytes / 1e6,
-        "top1": 100 * accuracy["top1"] if accuracy and trained else None,
-        "drop": (accuracy["drop_points"], *accuracy["drop_interval_points"])
-        if accuracy and trained
-        else None,
-        "max_abs_diff": accuracy.get("max_abs_diff"),
-        "limit": limit_of(variant.precision, accuracy.get("limit"), accuracy.get("rounds_as"))
-        if accuracy
-        else None,
-        "median_ms": median if is_speed else None,
-        "speed_up": keras_ms / median if keras_ms and median and is_speed and not doubted else None,
-        "status": verdict.get("status", "not verified"),
-        "reason": verdict.get("reason", ""),
-        "int8_macs": variant.achieved.get("macs", {}).get("int8"),
-        "is_speed": is_speed,
-        "recommended": None if doubted else speed.get("recommended"),
-        "advice": speed.get("reason", ""),
-    }
+def _variant_row(variant: Variant, keras_ms: float | None, trained: bool) -> VariantRow:
+    row = VariantRow(
+        name=variant.name,
+        title=_TITLES.get(variant.name, variant.name),
+        megabytes=variant.bytes / 1e6,
+        int8_macs=variant.achieved.get("macs", {}).get("int8"),
+        # The TensorRT graph runs on the CPU for its answers; its speed there is emulation.
+        is_speed=variant.target != "trt",
+    )
+    if variant.verdict is not None:
+        row = replace(row, status=variant.verdict.status, reason=variant.verdict.reason)
+    if (accuracy := variant.accuracy) is not None:
+        limit = limit_of(variant.precision, accuracy.limit, accuracy.rounds_as)
+        row = replace(row, max_abs_diff=accuracy.max_abs_diff, limit=limit)
+        if trained:
+            drop = (accuracy.drop, *accuracy.interval)
+            row = replace(row, top1=100 * accuracy.top1, drop=drop)
+    doubted = variant.latency is not None and variant.latency.doubt is not None
+    if variant.latency is not None and row.is_speed:
+        median = variant.latency.median_ms
+        speed_up = keras_ms / median if keras_ms and not doubted else None
+        row = replace(row, median_ms=median, speed_up=speed_up)
+    if (advice := variant.recommendation) is not None:
+        recommended = None if doubted else advice.recommended
+        row = replace(row, recommended=recommended, advice=advice.reason)
+    return row
 
 
 def doubt_of(manifest: Manifest) -> str | None:
     """Return why a bundle's latencies decide nothing, as the export found; None: they do."""
-    latencies = [manifest.reference.get("latency"), *(v.latency for v in manifest.variants)]
-    return next((str(one["doubt"]) for one in latencies if one and one.get("doubt")), None)
+    latencies = [manifest.reference.latency, *(v.latency for v in manifest.variants)]
+    return next((one.doubt for one in latencies if one is not None and one.doubt), None)
 
 
 def attempts(manifest: Manifest) -> list[dict[str, Any]]:
@@ -98,14 +129,14 @@ def convergence_points(manifest: Manifest) -> list[dict[str, float]]:
 
     Across: images, logarithmic. Upward: the largest change of any scale, 0…20 % and beyond.
     """
-    curve = manifest.calibration.get("convergence", ())
-    last = math.log2(max((point["images"] for point in curve), default=1)) or 1.0
+    curve = () if manifest.calibration is None else manifest.calibration.convergence
+    last = math.log2(max((point.images for point in curve), default=1)) or 1.0
     return [
         {
-            "x": 100 * math.log2(point["images"]) / last,
-            "largest": 40 - 200 * min(point["largest_change"], 0.2),
-            "median": 40 - 200 * min(point["median_change"], 0.2),
-            **point,
+            "x": 100 * math.log2(point.images) / last,
+            "largest": 40 - 200 * min(point.largest_change, 0.2),
+            "median": 40 - 200 * min(point.median_change, 0.2),
+            **asdict(point),
         }
         for point in curve
     ]
@@ -120,7 +151,7 @@ def render_report(manifest: Manifest, bench: Benchmark) -> str:
     )
     rows = variant_rows(manifest)
     doubted = doubt_of(manifest)
-    slowest = max((row["median_ms"] or 0.0 for row in rows), default=0.0)
+    slowest = max((row.median_ms or 0.0 for row in rows), default=0.0)
     return environment.get_template("report.html").render(
         m=manifest,
         banner=None if doubted is None else banner(doubted),

@@ -99,11 +99,12 @@ def _choose_on_cpu(bundle: Bundle, runtime: str) -> Choice:
             f"no variant of {bundle.origin} was verified", fix="run `cnnedge verify` on it first"
         )
     machine = this_machine()
-    doubts = [v.latency["doubt"] for v in fit if v.latency and v.latency.get("doubt")]
+    doubts = [v.latency.doubt for v in fit if v.latency and v.latency.doubt]
     timed = [v for v in fit if v.latency is not None and v.recommended]
-    measured_here = runtime == "cpu" and manifest.machine.get("cpu") == machine.cpu
+    measured_on = None if manifest.machine is None else manifest.machine.cpu
+    measured_here = runtime == "cpu" and measured_on == machine.cpu
     if measured_here and timed and not doubts:
-        best = min(timed, key=lambda v: v.latency["median_ms"] if v.latency else 0.0)
+        best = min(timed, key=lambda v: v.latency.median_ms if v.latency else 0.0)
         return Choice(best, f"the fastest as measured on this CPU model ({machine.cpu})")
     order = machine.fastest_first
     best = min(fit, key=lambda v: order.index(v.precision) if v.precision in order else len(order))

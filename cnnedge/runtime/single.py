@@ -9,16 +9,19 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from cnnedge.bundle import Bundle, Manifest, Variant
 from cnnedge.errors import BundleError, ModelError
 from cnnedge.files import sha256
 from cnnedge.image import NORMALIZATIONS
+from cnnedge.manifest import Precision, TargetName
 from cnnedge.metadata import About, read_metadata
+from cnnedge.result import Status, Verdict
 from cnnedge.runtime.choice import Choice
 from cnnedge.runtime.contract import check_ends
 from cnnedge.runtime.opening import Answer, RunSettings, onnxruntime_backend, open_variant
+from cnnedge.sections import ModelRecord
 
 if TYPE_CHECKING:
     from cnnedge.backends.onnxruntime import ModelFacts
@@ -91,13 +94,13 @@ def open_single(path: Path, variant: str | None, settings: RunSettings) -> Singl
     found = _as_variant(path, about)
     if session is None:
         manifest = Manifest(
-            about.name,
-            {},
-            about.image,
-            about.normalization or "none",
-            facts.input.dtype,
-            (),
-            (),
+            name=about.name,
+            model=ModelRecord(),
+            image=about.image,
+            normalization=about.normalization or "none",
+            input="float32" if takes_float else "uint8",
+            labels=(),
+            variants=(),
         )
         session = open_variant(_Alone(path.parent, manifest), found, settings)
     return Single(session, Choice(found, f"the only one in {path.name}"), about, takes_float)
@@ -135,7 +138,7 @@ def _as_variant(path: Path, about: About) -> Variant:
         path.name,
         about.source_sha256 or sha256(path),
         path.stat().st_size,
-        about.precision,
-        about.target,
-        verdict={"status": status, "reason": reason} if status else None,
+        cast("Precision", about.precision),
+        cast("TargetName", about.target),
+        verdict=Verdict(cast("Status", status), reason) if status else None,
     )

@@ -257,7 +257,7 @@ def test_the_command(bundle_copy):
     assert "in a second pass" in result.output
     bundle = open_bundle(bundle_copy)
     note = json.loads(bundle.path("engines/int8-trt.rtx.json").read_text())
-    assert note["calibration_sha256"] == bundle.manifest.calibration["sha256"]
+    assert note["calibration_sha256"] == bundle.manifest.calibration.sha256
     assert note["replay"] is None
     assert note["found"]["violations"] == []
     assert [profile["largest"] for profile in note["profiles"]] == [1, 4]

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import asdict
 from test_bundle import edit_manifest, rehash
 from test_single import error_of, run
 
@@ -31,6 +32,7 @@ from cnnedge.errors import BackendError, BundleError, CnnEdgeError
 from cnnedge.files import sha256
 from cnnedge.image import ImageContract
 from cnnedge.package.archive import write_archive
+from cnnedge.sections import ModelRecord
 
 
 @pytest.fixture
@@ -41,10 +43,10 @@ def tiny(tmp_path):
     (root / "model.fp32.onnx").write_bytes(np.random.default_rng(0).bytes(9000))
     (root / "labels.txt").write_text("a\nb\n")
     (root / "selftest" / "selftest.json").write_text(json.dumps({"answers": [0.25] * 400}))
-    described = describe_files(root, ["model.fp32.onnx"])["model.fp32.onnx"]
+    described = asdict(describe_files(root, ["model.fp32.onnx"])["model.fp32.onnx"])
     variant = Variant("fp32", "model.fp32.onnx", precision="fp32", target="any", **described)
     manifest = Manifest(
-        *("tiny", {"weights": "trained"}, ImageContract(8, 8), "unit", "uint8", ("a", "b")),
+        *("tiny", ModelRecord(weights="trained"), ImageContract(8, 8), "unit", "uint8", ("a", "b")),
         (variant,),
         files=describe_files(root, ["labels.txt", "selftest/selftest.json"]),
     )

@@ -81,8 +81,8 @@ def test_its_metadata_tells_all(toy_bundle, tmp_path):
     assert metadata["cnnedge.bundle"] == manifest.name
     assert metadata["cnnedge.variant"] == "int8"
     assert metadata["cnnedge.source_sha256"] == variant.sha256
-    assert metadata["cnnedge.verdict"].startswith(variant.verdict["status"] + ": ")
-    assert variant.verdict["reason"] in metadata["cnnedge.verdict"]
+    assert metadata["cnnedge.verdict"].startswith(variant.verdict.status + ": ")
+    assert variant.verdict.reason in metadata["cnnedge.verdict"]
 
 
 def test_every_variant_of_a_bundle_carries_labels_and_contract(toy_bundle):

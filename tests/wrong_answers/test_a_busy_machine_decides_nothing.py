@@ -436,11 +436,11 @@ def test_an_export_on_a_busy_machine_is_marked(busy_export):
     assert "×" not in shown
     assert "not recommended" not in shown.replace("not recommended here: written for", "")
     manifest = open_bundle(folder).manifest
-    latencies = [manifest.reference["latency"], *(v.latency for v in manifest.variants)]
-    assert {one["doubt"] for one in latencies if one} == {WHY}
+    latencies = [manifest.reference.latency, *(v.latency for v in manifest.variants)]
+    assert {one.doubt for one in latencies if one} == {WHY}
     int8 = manifest.variant("int8").recommendation
-    assert int8["recommended"] is False
-    assert int8["reason"] == f"not known: {WHY}"
+    assert int8.recommended is False
+    assert int8.reason == f"not known: {WHY}"
     page = (folder / "report.html").read_text()
     assert page.index("These latencies decide nothing") < page.index("<table")
     assert "×" not in page.partition("Latency of one image")[2].partition("</div>")[0]

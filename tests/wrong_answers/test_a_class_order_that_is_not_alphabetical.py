@@ -156,8 +156,8 @@ def test_a_model_with_its_own_order_is_exported_verified_and_measured(by_colour,
     manifest = open_bundle(bundle).manifest
     assert manifest.labels == ("red", "green", "blue")
     assert (bundle / "labels.txt").read_text().split() == ["red", "green", "blue"]
-    assert manifest.reference["top1"] == 1.0
-    assert manifest.variants[0].accuracy["top1"] == 1.0
+    assert manifest.reference.top1 == 1.0
+    assert manifest.variants[0].accuracy.top1 == 1.0
     done = CliRunner().invoke(main, ["verify", str(bundle), "--data", photos, "--json"])
     assert done.exit_code == 0, done.stderr
     assert '"top1": 1.0' in done.stdout

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import to_builtins
 from mutations import mutations
 
 import cnnedge
@@ -154,7 +155,7 @@ def vouch(root: Path, name: str, text: str) -> None:
     """Write a document, and have the manifest vouch for it."""
     (root / name).write_text(text)
     fields = json.loads((root / MANIFEST).read_text())
-    entry = describe_files(root, [name])[name]
+    entry = to_builtins(describe_files(root, [name])[name])
     if name in fields["files"]:
         fields["files"][name] = entry
     for engine in fields["engines"]:
@@ -168,7 +169,7 @@ def test_nothing_in_the_manifest_is_believed(commands):
     for turn, (what, text) in enumerate(mutations(original, 800)):
         (commands.root / MANIFEST).write_text(text)
         commands.some(what, turn)
-    commands.found.check(refused=300, done=300)  # what no command reads may be anything
+    commands.found.check(refused=300, done=200)  # what no command reads may be anything
 
 
 @pytest.mark.parametrize("document", [INDEX, NOTE])
@@ -364,7 +365,10 @@ def test_golden_tensors_of_terabytes_are_not_allocated(commands):
             "tensors.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
         )
     change(
-        commands, lambda fields: fields["files"].update(describe_files(commands.root, [TENSORS]))
+        commands,
+        lambda fields: fields["files"].update(
+            to_builtins(describe_files(commands.root, [TENSORS]))
+        ),
     )
     with pytest.raises(BundleError, match="tensors are uint8"):
         commands.verify()
@@ -379,12 +383,15 @@ def test_golden_tensors_of_terabytes_are_not_allocated(commands):
         ),
         (lambda f: f["variants"][0].pop("name"), r"\$\.variants\[0\].*name"),
         (lambda f: f.update(normalization="imagenet"), "normalization 'imagenet' is none of unit"),
-        (lambda f: f["variants"][1].update(precision="fp8"), "precision 'fp8' is none of"),
+        (lambda f: f["variants"][1].update(precision="fp8"), "expected one of fp16, .*got 'fp8'"),
         (lambda f: f["variants"][1].update(name="fp32"), "two variants are called 'fp32'"),
         (lambda f: f["variants"][1].update(file="labels.txt"), "two files are called 'labels.txt'"),
         (lambda f: f["variants"][1].update(name="../x"), r"\$\.variants\[1\]\.name"),
         (lambda f: f["variants"][1].update(sha256="../../x"), r"\$\.variants\[1\]\.sha256"),
-        (lambda f: f["variants"][1]["verdict"].update(status="fine"), "status 'fine' is none of"),
+        (
+            lambda f: f["variants"][1]["verdict"].update(status="fine"),
+            "expected one of failed, .*got 'fine'",
+        ),
         (lambda f: f["image"].update(channels=2), "no image has the shape"),
         (lambda f: f.update(max_drop=float("nan")), r"\$\.max_drop"),
         (lambda f: f.update(input="int8"), r"\$\.input"),

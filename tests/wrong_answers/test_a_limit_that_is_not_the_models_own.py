@@ -99,19 +99,17 @@ def statuses(found) -> dict[str, str]:
 
 def test_an_ordinary_network_passes_in_half_precision(exported, alike):
     fp32, fp16 = exported.manifest.variants
-    assert fp16.accuracy["max_abs_diff"] > 2 * PARITY["fp16"]  # the fixed figure would refuse it
+    assert fp16.accuracy.max_abs_diff > 2 * PARITY["fp16"]  # the fixed figure would refuse it
     for variant in (fp32, fp16):
         accuracy = variant.accuracy
         assert variant.verified, variant.verdict
-        assert accuracy["max_abs_diff"] <= accuracy["limit"] <= CEILING * PARITY[variant.precision]
-        assert tolerance(variant) == max(TOLERANCE[variant.precision], accuracy["limit"])
+        assert accuracy.max_abs_diff <= accuracy.limit <= CEILING * PARITY[variant.precision]
+        assert tolerance(variant) == max(TOLERANCE[variant.precision], accuracy.limit)
     written = json.loads(exported.path("selftest/selftest.json").read_text())["tolerance"]
-    assert written["fp16"] == fp16.accuracy["limit"]
+    assert written["fp16"] == fp16.accuracy.limit
     assert written["int8"] == TOLERANCE["int8"]
     found = verify_bundle(exported.root, open_source(alike))
-    assert [v.comparison.limit for v in found.variants] == [
-        v.accuracy["limit"] for v in (fp32, fp16)
-    ]
+    assert [v.comparison.limit for v in found.variants] == [v.accuracy.limit for v in (fp32, fp16)]
     assert not found.failed
 
 
@@ -123,11 +121,11 @@ def open_source(folder):
 
 def test_both_figures_are_shown(exported, alike):
     fp16 = exported.manifest.variant("fp16")
-    both = "{max_abs_diff:.1e} of {limit:.1e}".format(**fp16.accuracy)
+    both = "{max_abs_diff:.1e} of {limit:.1e}".format(**fp16.accuracy.to_dict())
     ran = CliRunner().invoke(main, ["verify", str(exported.root), "--data", str(alike)])
     assert (ran.exit_code, both in ran.stdout) == (0, True)
     assert both in exported.path("report.html").read_text()
-    assert variant_rows(exported.manifest)[2]["limit"] == fp16.accuracy["limit"]
+    assert variant_rows(exported.manifest)[2].limit == fp16.accuracy.limit
 
 
 def test_a_bundle_without_a_limit_is_held_to_the_fixed_figure(exported, alike, tmp_path):

@@ -164,7 +164,7 @@ def test_the_file_answers_with_the_networks_own_probabilities(head, three, image
     for variant in bundle.manifest.variants:
         answers = by_the_file(bundle, variant.name, images)
         assert np.abs(answers - own).max() < limits[variant.name]
-    assert bundle.manifest.model["emits"] == "probabilities"
+    assert bundle.manifest.model.emits == "probabilities"
 
 
 @pytest.mark.parametrize("head", ["cosines", "mean of a convolution", "average", "log_softmax"])
@@ -196,7 +196,7 @@ def test_the_reference_is_not_what_was_exported(three, tmp_path, monkeypatch):
     except GateError:
         return
     (fp32,) = bundle.manifest.variants
-    assert fp32.verdict["status"] == "failed"
+    assert fp32.verdict.status == "failed"
 
 
 def test_sigmoids_are_refused_by_the_command(three, tmp_path):

@@ -190,7 +190,7 @@ def test_what_half_precision_cannot_hold_fails_and_is_not_loaded(overflowing, th
     fp32, fp16 = overflowing.manifest.variants
     assert fp32.verified
     assert not fp16.verified
-    assert "answers are no numbers" in fp16.verdict["reason"]
+    assert "answers are no numbers" in fp16.verdict.reason
     for document in (overflowing.path("manifest.json"), overflowing.path(INDEX)):
         json.loads(document.read_text(), parse_constant=pytest.fail)  # JSON knows no NaN
     assert cnnedge.load(overflowing.root).variant == "fp32"

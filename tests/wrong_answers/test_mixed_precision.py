@@ -140,7 +140,7 @@ def test_the_file_answers_as_the_model_was_saved(policy, three, tmp_path):
     assert np.abs(session.run(None, {"image": images})[0] - own).max() < limit
     fp32 = bundle.manifest.variant("fp32")
     assert fp32.verified
-    assert fp32.accuracy["limit"] >= limit
+    assert fp32.accuracy.limit >= limit
     recorded = json.loads((bundle.root / "selftest/selftest.json").read_text())
     with np.load(bundle.path("selftest/tensors.npz")) as stored:
         golden = stored["tensors"]
