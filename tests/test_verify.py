@@ -31,7 +31,7 @@ def test_a_fresh_bundle_passes(toy_bundle, digits):
     for variant in found.variants:
         assert variant.provider == "CPUExecutionProvider"
         recorded = toy_bundle.manifest.variant(variant.name).accuracy
-        assert variant.comparison.top1 == recorded["top1"]
+        assert variant.comparison.top1 == recorded.top1
         assert variant.comparison.n == len(digits.test)
     document = json.loads(json.dumps(found.to_dict()))
     accuracy = document["variants"][2]["accuracy"]
