@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cnnedge.chance import guessing
 from cnnedge.checkpoint import run_of
 from cnnedge.compress.budget import require_reachable, steps_of
 from cnnedge.compress.channels import map_channels
@@ -161,14 +162,22 @@ def compress(
         on_round(work.round(saved, number, rounds[number - 1], epochs, last=number == len(rounds)))
 
     held_to = held_to or KerasReference(model, note.normalization, emits)
-    chosen, candidates = _choose(saved, dataset.test, held_to, note, options, emits, progress)
+    answers = _answers(held_to, dataset.test, note, "reference", progress)
+    require_finite(answers, "the model itself", dataset.test.name_of)
+    chosen, candidates = _choose(saved, dataset.test, answers, note, options, emits, progress)
     network = saved.network(chosen)
     comparison = candidates[chosen].comparison
     assert comparison is not None
     metrics = {"top1": comparison.top1, "test_images": comparison.n}
     save_model(network, out, replace(note, metrics=metrics))
     result = CompressResult(
-        out, options, platform.multiple, candidates[0], tuple(candidates[1:]), chosen
+        path=out,
+        options=options,
+        multiple=platform.multiple,
+        reference=candidates[0],
+        candidates=tuple(candidates[1:]),
+        chosen=chosen,
+        guessing=guessing(answers, dataset.test.targets),
     )
     for number, point in enumerate(result.points, 1):
         save_model(saved.network(number), point, note)
@@ -294,7 +303,7 @@ class _Work:
 def _choose(
     saved: Saved,
     test: Split,
-    reference: Answer,
+    expected: np.ndarray,
     note: ModelNote,
     options: CompressOptions,
     emits: str,
@@ -302,18 +311,16 @@ def _choose(
 ) -> tuple[int, list[Candidate]]:
     """Return which round's network is kept, and every candidate with what it was held against.
 
-    Round 0 is the reference itself, which loses nothing.
+    Round 0 is the reference itself, which loses nothing; ``expected`` are its answers.
     """
     from cnnedge.backends.keras import KerasReference
 
     candidates = list(saved.candidates)
-    answers = _answers(reference, test, note, "reference", progress)
-    require_finite(answers, "the model itself", test.name_of)
 
     def judged(number: int) -> Comparison:
         answer = KerasReference(saved.network(number), note.normalization, emits)
         found = _answers(answer, test, note, f"test, round {number}", progress)
-        comparison = compare(found, answers, test.targets)
+        comparison = compare(found, expected, test.targets)
         candidates[number] = replace(candidates[number], comparison=comparison)
         return comparison
 

@@ -108,6 +108,7 @@ class CompressResult:
         reference: The network as it was.
         candidates: One for each round.
         chosen: The round whose network was kept; 0: the reference itself, none being good enough.
+        guessing: How well the reference does, where that is no better than by guessing.
     """
 
     path: Path
@@ -116,6 +117,7 @@ class CompressResult:
     reference: Candidate
     candidates: tuple[Candidate, ...]
     chosen: int
+    guessing: str | None = None
 
     @property
     def kept(self) -> Candidate:

@@ -204,6 +204,11 @@ def compress_model(
         on_epoch=on_epoch,
         on_round=on_round,
     )
+    if result.guessing is not None:
+        warnings.append(
+            f"{source.name} itself is no better than guessing: {result.guessing}; so no table here "
+            "says anything of accuracy: see --preprocess, the order of --labels, and its training"
+        )
     report = _measure(source, recipe, result, granularity, data_free, progress)
     _write(report)
     return report, warnings + [f"kept as it is: {note}" for note in result.reference.notes]

@@ -165,6 +165,11 @@ def check_version(version, dla):
         raise RefusedError(f"TensorRT {text} knows no DLA: 10.3 to 10.7 and 11.4.1 on do")
 
 
+def partial_name(name):
+    """Return what a plan is called until it is whole: two builds at once have two."""
+    return f".{name}.{os.getpid()}.partial"
+
+
 def command_line(trtexec, version, options, manifest, variant):
     """Return what builds one plan and times it."""
     image = manifest["image"]
@@ -173,7 +178,7 @@ def command_line(trtexec, version, options, manifest, variant):
     words = [
         trtexec,
         "--onnx={}".format(options.bundle / variant["file"]),
-        "--saveEngine={}".format(options.out / (name + ".partial")),
+        f"--saveEngine={options.out / partial_name(name)}",
         "--exportLayerInfo={}".format(options.out / (name + ".layers.json")),
         "--profilingVerbosity=detailed",
         "--noTF32",
@@ -203,7 +208,7 @@ def build(options, manifest, variant, version, words):
     """Run trtexec; keep the plan with its note. Return whether it is what was asked for."""
     out, name = options.out, plan_name(options, variant)
     out.mkdir(parents=True, exist_ok=True)
-    partial, plan = out / (name + ".partial"), out / (name + ".plan")
+    partial, plan = out / partial_name(name), out / (name + ".plan")
     log = out / (name + ".log")
     print(f"{name}: building, which takes some minutes; {log}")
     listed = out / (name + ".layers.json")
@@ -228,13 +233,14 @@ def build(options, manifest, variant, version, words):
             print(f"error: {name}: {wrong}; the plan was not kept", file=sys.stderr)
             return False
         # The note goes first: a plan without one is loaded by nobody.
-        draft = out / (name + ".json.partial")
+        draft = out / (partial_name(name) + ".json")
         draft.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
         os.replace(str(draft), str(out / (name + ".json")))
         os.replace(str(partial), str(plan))
     finally:
-        if partial.exists():
-            partial.unlink()
+        for left in (partial, out / (partial_name(name) + ".json")):
+            if left.exists():
+                left.unlink()
     shares = ", ".join(f"{k} {v:.0%}" for k, v in note["found"]["layer_types"].items())
     print("{}: {:.1f} MB; layers: {}".format(plan, note["bytes"] / 1e6, shares))
     for line in figures(said):

@@ -17,6 +17,9 @@ import tensorrt as trt
 from cuda.bindings import runtime as cuda
 from PIL import Image
 
+# What cnnedge itself opens; Pillow knows forty more, some of which start other programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+
 
 def call(function, *arguments):
     """Call CUDA; return what it gives, or stop with its error."""
@@ -91,7 +94,8 @@ def main(bundle, stem, *photos):
     size = (contract["width"], contract["height"])
     classify = Plan(stem)
     for photo in photos:
-        image = Image.open(photo).convert("RGB").resize(size, Image.Resampling.BILINEAR)
+        image = Image.open(photo, formats=FORMATS).convert("RGB")
+        image = image.resize(size, Image.Resampling.BILINEAR)
         answers = classify(np.asarray(image))
         if not np.isfinite(answers).all():
             raise SystemExit(

@@ -16,6 +16,9 @@ from PIL import Image, ImageOps
 
 TIMEOUT = 60  # seconds
 
+# What cnnedge itself opens; Pillow knows forty more, some of which start other programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+
 
 class Model:
     """A model on a server.
@@ -64,7 +67,7 @@ class Model:
 
     def tensor(self, path: str) -> np.ndarray:
         """Return an image file as the model takes it, uint8 [H, W, C]."""
-        with Image.open(path) as opened:
+        with Image.open(path, formats=FORMATS) as opened:
             picture = ImageOps.exif_transpose(opened).convert("RGB")
         picture = picture if self.image["channels"] == 3 else picture.convert("L")
         return np.asarray(self.fit(picture)).reshape(

@@ -65,6 +65,16 @@ def same(ours, theirs):
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_reference_that_guesses_is_told(toy, few_digits, straight, tmp_path):
+    def blind(batch):
+        return np.full((len(batch), 10), 0.1, np.float32)
+
+    options = replace(OPTIONS, macs=0.9, params=None, epochs=1, round_epochs=1)
+    result = run(toy, few_digits, tmp_path / "small.keras", options, held_to=blind)
+    assert result.guessing.startswith("right for ")
+    assert straight.guessing is None
+
+
 class TestARun:
     def test_the_budgets_are_met_by_what_is_in_the_file(self, toy, straight):
         model, note = load(straight.path)
