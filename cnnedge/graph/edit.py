@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+T = TypeVar("T")
 
 NHWC_TO_NCHW = [0, 3, 1, 2]
 NCHW_TO_NHWC = [0, 2, 3, 1]
@@ -17,27 +19,43 @@ WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 WEIGHTED_OR_TRANSPOSED = WEIGHTED | {"ConvTranspose"}
 
 
-def name_of(named: ir.Node | ir.Value) -> str:
-    """Return the name of a node or a value in a graph: onnx_ir gives one to whatever has none.
+def _known(thing: T | None, what: str) -> T:
+    if thing is None:
+        raise ValueError(f"{what} is not known")
+    return thing
 
-    Raises:
-        ValueError: it has none, since it is in no graph yet.
-    """
-    if named.name is None:
-        raise ValueError(f"{named!r} has no name")
-    return named.name
+
+# What onnx_ir leaves open, and a graph that is complete has; a ValueError where it has not.
+
+
+def name_of(named: ir.Node | ir.Value) -> str:
+    """Return the name of a node or a value: onnx_ir names all that is put into a graph."""
+    return _known(named.name, "a node's or a value's name")
 
 
 def operand(node: ir.Node, index: int) -> ir.Value:
-    """Return an operand that a node must have.
+    """Return an operand that a node must have."""
+    return _known(optional_operand(node, index), f"operand {index} of {node.name!r}")
 
-    Raises:
-        ValueError: it is left out.
-    """
-    value = optional_operand(node, index)
-    if value is None:
-        raise ValueError(f"{node.name!r} ({node.op_type}) has no operand {index}")
-    return value
+
+def maker(value: ir.Value) -> ir.Node:
+    """Return the node that makes a value, which is neither an input nor a constant."""
+    return _known(value.producer(), f"what makes {value.name!r}")
+
+
+def shape_of(value: ir.Value) -> ir.Shape:
+    """Return the shape of a value."""
+    return _known(value.shape, f"the shape of {value.name!r}")
+
+
+def stored(value: ir.Value) -> ir.TensorProtocol:
+    """Return what an initializer holds, which need not be in memory."""
+    return _known(value.const_value, f"the content of {value.name!r}")
+
+
+def required_constant(value: ir.Value | None) -> np.ndarray:
+    """Return the array of a value that must be an initializer."""
+    return _known(constant(value), f"the content of {None if value is None else value.name!r}")
 
 
 def optional_operand(node: ir.Node, index: int) -> ir.Value | None:
@@ -51,57 +69,11 @@ def made_by(value: ir.Value | None, *op_types: str) -> ir.Node | None:
     return producer if producer is not None and producer.op_type in op_types else None
 
 
-def maker(value: ir.Value) -> ir.Node:
-    """Return the node that makes a value.
-
-    Raises:
-        ValueError: it is an input or a constant.
-    """
-    producer = value.producer()
-    if producer is None:
-        raise ValueError(f"no node makes {value.name!r}")
-    return producer
-
-
-def shape_of(value: ir.Value) -> ir.Shape:
-    """Return the shape of a value.
-
-    Raises:
-        ValueError: it is not known.
-    """
-    if value.shape is None:
-        raise ValueError(f"the shape of {value.name!r} is not known")
-    return value.shape
-
-
-def stored(value: ir.Value) -> ir.TensorProtocol:
-    """Return what an initializer holds, which need not be in memory.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if value.const_value is None:
-        raise ValueError(f"{value.name!r} is no constant")
-    return value.const_value
-
-
 def constant(value: ir.Value | None) -> np.ndarray | None:
     """Return the array of a value that is an initializer, else None."""
     if value is None or value.const_value is None or not value.is_initializer():
         return None
     return value.const_value.numpy()
-
-
-def required_constant(value: ir.Value | None) -> np.ndarray:
-    """Return the array of a value that must be an initializer.
-
-    Raises:
-        ValueError: it is not.
-    """
-    array = constant(value)
-    if array is None:
-        raise ValueError(f"{None if value is None else value.name!r} is no constant")
-    return array
 
 
 def initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
@@ -125,8 +97,7 @@ def initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
 
 def rename_initializer(value: ir.Value, name: str) -> None:
     """Give an initializer another, unused name."""
-    graph = value.graph
-    assert graph is not None, "an initializer is a graph's"
+    graph = _known(value.graph, f"the graph of {value.name!r}")
     del graph.initializers[name_of(value)]
     value.name = name
     stored(value).name = name
@@ -173,8 +144,7 @@ def replace_node(
 
 def erase(node: ir.Node) -> None:
     """Remove a node whose results nothing uses."""
-    assert node.graph is not None, "a node is erased once"
-    node.graph.remove(node, safe=True)
+    _known(node.graph, f"the graph of {node.name!r}").remove(node, safe=True)
 
 
 def all_nodes(model: ir.Model) -> Iterator[ir.Node]:

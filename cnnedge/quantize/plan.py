@@ -56,32 +56,19 @@ class Target:
     """
 
     name: Literal["cpu", "trt"]
-    symmetric: bool
-    quantizes_bias: bool
-    takes_uint8: bool
-    output_channel_first: bool
+    symmetric: bool = False
+    quantizes_bias: bool = False
+    takes_uint8: bool = False
+    output_channel_first: bool = False
     weight_limit: int = 127
     float16: bool = False
 
 
-CPU = Target(
-    name="cpu",
-    symmetric=False,
-    quantizes_bias=True,
-    takes_uint8=True,
-    output_channel_first=False,
-)
+CPU = Target(name="cpu", quantizes_bias=True, takes_uint8=True)
 # uint8 × int8 products are summed in saturating 16-bit pairs where the CPU has no dot-product
 # instruction (VNNI); weights of 7 bits cannot saturate them.
 CPU_REDUCED = replace(CPU, weight_limit=63)
-TRT = Target(
-    name="trt",
-    symmetric=True,
-    quantizes_bias=False,
-    takes_uint8=False,
-    output_channel_first=True,
-    float16=True,
-)
+TRT = Target(name="trt", symmetric=True, output_channel_first=True, float16=True)
 
 
 @dataclass(frozen=True, kw_only=True)
