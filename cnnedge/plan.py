@@ -16,14 +16,13 @@ from msgspec import Meta
 
 from cnnedge.documents import Amount, Count, Name, Sha256, hold, parse_json
 from cnnedge.errors import BundleError, CnnEdgeError
+from cnnedge.runtimes import PLAN_RUNTIMES, RUNTIMES
 
 SCHEMA = 1
 FOLDER = "engines"
-RUNTIMES = ("tensorrt", "rtx")
-RuntimeName = Annotated[str, Meta(pattern=r"\A(tensorrt|rtx)\Z")]
+RuntimeName = Annotated[str, Meta(pattern=rf"\A({'|'.join(PLAN_RUNTIMES)})\Z")]
 LARGEST_BATCH = 65536
 ComputeCapability = Annotated[str, Meta(pattern=r"\A\d{1,2}\.\d\Z")]
-TITLES = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
 # Why nothing builds or picks a precision by itself.
 _EXPERIMENTAL = {
     # Support matrices of 1.0 to 1.5: INT8 as weight-only GEMM alone. Read back from plans of 1.7.1:
@@ -189,7 +188,7 @@ def differences(note: PlanNote, here: Here, onnx_sha256: str) -> list[str]:
         onnx_sha256: Of the bundle's ONNX file that the plan claims to be built from.
     """
     found = []
-    title = TITLES[note.runtime]
+    title = RUNTIMES[note.runtime].title
     if note.library != here.library and not _takes_version(note, here.library):
         found.append(f"built by {title} {note.library}, and {here.library} is installed")
     if not takes_gpu(note, here.compute_capability):

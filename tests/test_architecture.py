@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "cnnedge"
 # that what stands on one floor, as the steps do, knows nothing of each other.
 FLOORS = [
     {"version", "errors", "kind", "progress", "formats", "chance"},
-    {"documents", "machine", "partial", "pixels"},
+    {"documents", "machine", "partial", "pixels", "runtimes"},
     {"files", "quiet", "plan", "result"},
     {"archive", "checkpoint", "image", "sections"},
     {"manifest", "metadata", "head", "models", "data"},

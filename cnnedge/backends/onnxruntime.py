@@ -18,6 +18,7 @@ from cnnedge.files import scratch_folder
 from cnnedge.metadata import Ends, TensorFacts
 from cnnedge.quiet import import_onnxruntime
 from cnnedge.result import Staged
+from cnnedge.runtimes import RUNTIMES, GraphFile, RunSettings
 
 import_onnxruntime()  # before anything else loads it, and it talks to its maker
 
@@ -27,7 +28,7 @@ import onnxruntime as ort
 # underflows: a VGG-16 then answers at random. Our CPU graphs carry int32 biases already, so
 # nothing is lost. See docs/decisions/ort-bias-quantization.md.
 DISABLED_OPTIMIZERS = ["WeightBiasQuantization"]
-CPU_PROVIDER = "CPUExecutionProvider"
+CPU_PROVIDER = str(RUNTIMES["cpu"].provider)
 PROFILE_WARM_UP = 5  # calls
 _BOILERPLATE = re.compile(
     r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from \S+ failed: *|/onnxruntime_src/\S+ "
@@ -95,6 +96,11 @@ class Session:
         computed = time.perf_counter()
         answers = found.numpy()
         return Staged(answers, taken - begin, computed - taken, time.perf_counter() - computed)
+
+
+def open_graph(graph: GraphFile, settings: RunSettings) -> Session:
+    """Load a variant; see `open_session`."""
+    return open_session(graph.path, threads=settings.threads)
 
 
 def open_session(

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from cnnedge.backends.onnxruntime import CPU_PROVIDER, DISABLED_OPTIMIZERS, tens
 from cnnedge.errors import BackendError, CnnEdgeError, MissingExtraError, first_line
 from cnnedge.metadata import Ends
 from cnnedge.quiet import import_onnxruntime, native_stderr_aside
+from cnnedge.runtimes import RUNTIMES, GraphFile, RunSettings
 
 import_onnxruntime()  # before anything else loads it, and it talks to its maker
 
@@ -28,12 +29,6 @@ import onnxruntime as ort
 
 log = logging.getLogger("cnnedge")
 
-GpuRuntime = Literal["cuda", "ort-tensorrt", "ort-rtx"]
-PROVIDERS = {
-    "cuda": "CUDAExecutionProvider",
-    "ort-tensorrt": "TensorrtExecutionProvider",
-    "ort-rtx": "NvTensorRTRTXExecutionProvider",
-}
 _MOST_BINDINGS = 8  # batch sizes that keep buffers and a graph; an app uses one or two
 _NO_GRAPH = "-1"  # the id under which the CUDA provider captures and replays nothing
 
@@ -152,12 +147,24 @@ def _run_options(graph_id: str) -> Any:
     return options
 
 
-def open_gpu_session(model: Path, runtime: GpuRuntime, settings: GpuSettings) -> GpuSession:
+def open_graph(graph: GraphFile, settings: RunSettings) -> GpuSession:
+    """Load a variant; see `open_gpu_session`."""
+    chosen = GpuSettings(
+        precision=graph.precision,
+        image=graph.image,
+        max_batch=settings.max_batch,
+        graphs=settings.graphs,
+        cache=None if settings.cache is None else settings.cache / graph.sha256[:16],
+    )
+    return open_gpu_session(graph.path, settings.runtime, chosen)
+
+
+def open_gpu_session(model: Path, runtime: str, settings: GpuSettings) -> GpuSession:
     """Load a model on the GPU.
 
     Args:
         model: The ONNX file.
-        runtime: Which provider.
+        runtime: Which provider, by its name in `RUNTIMES`.
         settings: How.
 
     Raises:
@@ -170,7 +177,7 @@ def open_gpu_session(model: Path, runtime: GpuRuntime, settings: GpuSettings) ->
             "the CUDA provider has no INT8 convolution: it would compute in float and be slower",
             fix="use the fp16 variant there, or another runtime for int8-trt",
         )
-    provider = PROVIDERS[runtime]
+    provider = str(RUNTIMES[runtime].provider)
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
@@ -223,7 +230,7 @@ def _open_builtin(model: Path, provider: str, options: Any, settings: GpuSetting
             fix='run: pip uninstall onnxruntime; pip install "cnnedge[gpu]"',
         )
     chosen, source = cuda_options(settings), model
-    if provider == PROVIDERS["ort-tensorrt"]:
+    if provider == RUNTIMES["ort-tensorrt"].provider:
         chosen, source = tensorrt_options(settings), _with_context(model, options, settings)
     return ort.InferenceSession(
         str(source),

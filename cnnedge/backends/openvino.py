@@ -13,6 +13,7 @@ import numpy as np
 from cnnedge.errors import BackendError, first_line
 from cnnedge.metadata import Ends, TensorFacts
 from cnnedge.quiet import import_openvino
+from cnnedge.runtimes import GraphFile, RunSettings
 
 import_openvino()  # before anything else loads it, and it talks to its maker
 
@@ -74,6 +75,11 @@ class OpenVinoSession:
         if not hasattr(self._requests, "own"):
             self._requests.own = self.compiled.create_infer_request()
         return self._requests.own
+
+
+def open_graph(graph: GraphFile, settings: RunSettings) -> OpenVinoSession:
+    """Load a variant; see `open_openvino`."""
+    return open_openvino(graph.path, threads=settings.threads)
 
 
 def open_openvino(

@@ -20,8 +20,8 @@ from cnnedge.bundle import Bundle, Manifest, Variant
 from cnnedge.errors import BackendError, CnnEdgeError, MissingExtraError, ModelError
 from cnnedge.kind import kind_of
 from cnnedge.machine import this_machine
-from cnnedge.runtime import RUNTIMES as BUNDLE_RUNTIMES
-from cnnedge.runtime import RunSettings, runs_on, usable_variants
+from cnnedge.runtime import runs_on, usable_variants
+from cnnedge.runtimes import KERAS, LITERT, RUNTIMES, RunSettings, Runtime, measured_runtimes
 
 
 class Runner(Protocol):
@@ -50,44 +50,6 @@ class Opener(Protocol):
         """
 
 
-RUNTIMES = {
-    **BUNDLE_RUNTIMES,
-    "keras": "Keras, as one tf.function",
-    "litert": "LiteRT with XNNPACK, by its own converter",
-}
-PEERS = frozenset({"openvino", "litert"})
-ON_GPU = frozenset(BUNDLE_RUNTIMES) - {"cpu", "openvino"}
-_TITLES = {
-    "cpu": "ONNX Runtime",
-    "cuda": "ORT CUDA",
-    "ort-tensorrt": "ORT TensorRT",
-    "ort-rtx": "ORT TensorRT-RTX",
-    "tensorrt": "TensorRT",
-    "rtx": "TensorRT-RTX",
-    "openvino": "OpenVINO",
-    "litert": "LiteRT",
-}
-_PROFILERS = {
-    "cpu": "cnnedge.benchmark.openers:profile_onnxruntime",
-    "openvino": "cnnedge.benchmark.openers:profile_openvino",
-}
-_NOT_RUN = {
-    "cpu": lambda variant: "written for TensorRT: on a CPU its speed would be emulation",
-    "openvino": lambda variant: (
-        "written for TensorRT: on a CPU its speed would be emulation"
-        if variant.target == "trt"
-        else "computed in FP32 there"
-        if variant.precision == "fp16"
-        else "stored for ONNX Runtime alone"
-    ),
-}
-_EXTRAS = {
-    "cpu": ("onnxruntime", "cpu"),
-    "openvino": ("openvino", "openvino"),
-    "litert": ("ai_edge_litert", "litert"),
-}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Contestant:
     """One model on one runtime, as the process that measures it is told.
@@ -95,7 +57,7 @@ class Contestant:
     Attributes:
         name: "int8@cpu", "keras".
         title: What a table calls it.
-        runtime: A name in `RUNTIMES`, or an import string.
+        runtime: A name in `measured_runtimes`, or an import string.
         variant: The bundle's variant, or what was converted.
         precision: "fp32", "bf16", "fp16", "int8" …
         opener: The import string of an `Opener`.
@@ -123,7 +85,13 @@ class Contestant:
     @property
     def peer(self) -> bool:
         """Whether its runtime is another tool's."""
-        return self.runtime in PEERS or ":" in self.runtime
+        row = measured_runtimes().get(self.runtime)
+        return row is None or row.peer
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it computes on a GPU, as far as that is known."""
+        return is_on_gpu(self.runtime)
 
 
 @dataclass(frozen=True)
@@ -141,8 +109,13 @@ class Field:
 
 def installed_runtimes() -> tuple[str, ...]:
     """Return the CPU's runtimes that are installed here, ours first."""
-    there = [name for name, (package, _) in _EXTRAS.items() if find_spec(package) is not None]
-    return tuple(dict.fromkeys(["cpu", *there]))
+    rows = [row for row in (*RUNTIMES.values(), LITERT) if row.device == "cpu"]
+    return tuple(r.name for r in rows if r.name == "cpu" or find_spec(r.package) is not None)
+
+
+def is_on_gpu(runtime: str) -> bool:
+    """Whether a runtime computes on a GPU; of an import string that is not known."""
+    return runtime in RUNTIMES and RUNTIMES[runtime].device == "gpu"
 
 
 def enter(bundle: Bundle, entry: ModelEntry, suite: Suite, converted: Mapping[str, Path]) -> Field:
@@ -164,7 +137,7 @@ def enter(bundle: Bundle, entry: ModelEntry, suite: Suite, converted: Mapping[st
             if runtime == "keras":
                 found += [_keras(bundle.manifest, entry)]
             elif runtime == "litert":
-                _require(runtime)
+                _require(LITERT)
                 found += _litert(bundle, converted)
             elif ":" in runtime:
                 found += _by_import_string(bundle, runtime)
@@ -184,22 +157,19 @@ def _runtimes(entry: ModelEntry, suite: Suite) -> list[str]:
     """Return the runtimes asked for, Keras first where there is a reference."""
     asked = list(dict.fromkeys(suite.runtimes))
     for runtime in asked:
-        if runtime not in RUNTIMES and ":" not in runtime:
+        if runtime not in (known := measured_runtimes()) and ":" not in runtime:
             raise BackendError(
                 f"there is no runtime {runtime!r}",
-                fix=f"choose of {', '.join(RUNTIMES)}, or give an import string package:function",
+                fix=f"choose of {', '.join(known)}, or give an import string package:function",
             )
     if entry.reference is not None or "keras" in asked:
         asked = ["keras", *(name for name in asked if name != "keras")]
     return asked
 
 
-def _require(runtime: str) -> None:
-    if runtime not in _EXTRAS:
-        return
-    package, extra = _EXTRAS[runtime]
-    if find_spec(package) is None:
-        raise MissingExtraError(package, extra, purpose=f"the runtime {runtime}")
+def _require(row: Runtime) -> None:
+    if row.device == "cpu" and find_spec(row.package) is None:
+        raise MissingExtraError(row.package, row.extra, purpose=f"the runtime {row.name}")
 
 
 def require_reference(reference: Path) -> None:
@@ -220,12 +190,12 @@ def require_reference(reference: Path) -> None:
 def _keras(manifest: Manifest, entry: ModelEntry) -> Contestant:
     if entry.reference is None:
         raise ModelError("Keras needs the model itself", fix="pass --reference F.keras")
-    if find_spec("tensorflow") is None:
-        raise MissingExtraError("tensorflow", "export", purpose="the Keras reference")
+    if find_spec(KERAS.package) is None:
+        raise MissingExtraError(KERAS.package, KERAS.extra, purpose="the Keras reference")
     return Contestant(
         name="keras",
-        title="Keras",
-        runtime="keras",
+        title=KERAS.title,
+        runtime=KERAS.name,
         variant="keras",
         precision="fp32",
         opener="cnnedge.backends.keras:open_reference",
@@ -235,7 +205,7 @@ def _keras(manifest: Manifest, entry: ModelEntry) -> Contestant:
             "emits": manifest.model.emits,
             "output": manifest.model.output,
         },
-        imports=("cnnedge.backends.keras", "PIL.Image"),
+        imports=(KERAS.module, "PIL.Image"),
         bytes=manifest.reference.bytes,
         layers_of="fp32",
     )
@@ -250,14 +220,14 @@ def _litert(bundle: Bundle, converted: Mapping[str, Path]) -> list[Contestant]:
     return [
         Contestant(
             name=f"{precision}@litert",
-            title=f"LiteRT {precision.upper()}",
+            title=f"{LITERT.title} {precision.upper()}",
             runtime="litert",
             variant=precision,
             precision=precision,
             opener="cnnedge.backends.litert:open_litert",
             model=str(file),
             options={"normalization": bundle.manifest.normalization},
-            imports=("cnnedge.backends.litert", "ai_edge_litert.interpreter", "PIL.Image"),
+            imports=(LITERT.module, "ai_edge_litert.interpreter", "PIL.Image"),
             bytes=file.stat().st_size,
             layers_of=precision,
         )
@@ -309,13 +279,14 @@ def _by_import_string(bundle: Bundle, runtime: str) -> list[Contestant]:
 def _of_the_bundle(
     bundle: Bundle, runtime: str, left_out: list[tuple[str, str]]
 ) -> list[Contestant]:
-    _require(runtime)
+    row = RUNTIMES[runtime]
+    _require(row)
     usable = usable_variants(bundle, RunSettings(runtime))
     fit: list[Variant] = []
     for variant in bundle.manifest.variants:
         if not runs_on(variant, runtime):
-            if runtime in _NOT_RUN:
-                left_out.append((f"{variant.name}@{runtime}", _NOT_RUN[runtime](variant)))
+            if row.device == "cpu":
+                left_out.append((f"{variant.name}@{runtime}", _why_not(row, variant)))
             continue
         if usable is not None and variant.name not in usable:
             left_out.append((f"{variant.name}@{runtime}", "no plan of it fits this machine"))
@@ -323,25 +294,30 @@ def _of_the_bundle(
         fit.append(variant)
     if not fit:
         raise BackendError(f"nothing in {bundle.origin} runs on {runtime}")
-    backend = "tensorrt" if RunSettings(runtime).runs_plans else "onnxruntime"
-    backend = "openvino" if runtime == "openvino" else backend
     return [
         Contestant(
             name=f"{variant.name}@{runtime}",
-            title=f"{_TITLES[runtime]} {variant.name.upper()}",
+            title=f"{row.title} {variant.name.upper()}",
             runtime=runtime,
             variant=variant.name,
             precision=variant.precision,
             opener="cnnedge.benchmark.openers:open_from_bundle",
             model=str(bundle.root.resolve()),
             options={"variant": variant.name, "runtime": runtime},
-            imports=(f"cnnedge.backends.{backend}", "PIL.Image"),
+            imports=(row.module, "PIL.Image"),
             bytes=variant.bytes,
             layers_of=variant.name,
-            profiler=_PROFILERS.get(runtime),
+            profiler=row.profiler,
         )
         for variant in fit
     ]
+
+
+def _why_not(row: Runtime, variant: Variant) -> str:
+    """Return why a runtime of the CPU leaves a variant out."""
+    if variant.target == "trt":
+        return "written for TensorRT: on a CPU its speed would be emulation"
+    return row.why_not.get(variant.precision, "stored for ONNX Runtime alone")
 
 
 def litert_jobs(

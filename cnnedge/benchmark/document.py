@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnedge.benchmark.accuracy import Answers, describe, examples
-from cnnedge.benchmark.contestants import ON_GPU, Contestant
+from cnnedge.benchmark.contestants import Contestant
 from cnnedge.benchmark.load import doubt, stable_ones
 from cnnedge.benchmark.peaks import Peaks, layer_bounds
 from cnnedge.benchmark.pick import pick
@@ -138,7 +138,7 @@ def model_document(found: Measured, suite: Suite, peaks: Peaks | None) -> dict[s
         bounds = None if peaks is None or layers is None else layer_bounds(layers, peaks)
         if peaks is None:
             why = "the machine's peaks were not measured"
-        elif one.contestant.runtime in ON_GPU:
+        elif one.contestant.on_gpu:
             bounds, why = None, "the peaks are the CPU's: a GPU's roof is not measured"
         row = contestant_row(one, baseline, bounds, why)
         row["error"] = one.error

@@ -19,7 +19,7 @@ def open_from_bundle(model: str, *, threads: int | None, variant: str, runtime: 
         model: The bundle's folder.
         threads: Threads of the CPU for one call.
         variant: The variant's name.
-        runtime: One of `runtime.RUNTIMES`.
+        runtime: One of `runtimes.RUNTIMES`.
     """
     bundle = open_bundle(model)
     manifest = bundle.manifest

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cnnedge.benchmark.contestants import ON_GPU
+from cnnedge.benchmark.contestants import is_on_gpu
 from cnnedge.benchmark.statistics import paired_ratio
 from cnnedge.machine import Machine, this_machine
-from cnnedge.runtime.choice import FASTEST_ON_GPU
-
-_EXTRAS = {"openvino": "openvino", "litert": "litert", "tensorrt": "tensorrt", "rtx": "rtx"}
+from cnnedge.runtimes import ORT, RUNTIMES
 
 
 def pick(
@@ -122,7 +120,8 @@ def how(row: Mapping[str, Any], bundle: str) -> str:
         return f'OpenVINO on {bundle}/model.{variant}.onnx, INFERENCE_PRECISION_HINT "bf16"'
     call = f'cnnedge.load("{bundle}", variant="{variant}"'
     call += ")" if runtime == "cpu" else f', runtime="{runtime}")'
-    return f'pip install "cnnedge[{_EXTRAS[runtime]}]"; {call}' if runtime in _EXTRAS else call
+    row = RUNTIMES[runtime]
+    return call if row.package == ORT else f'pip install "cnnedge[{row.extra}]"; {call}'
 
 
 def _preference(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -175,9 +174,9 @@ def _noted(chosen: Mapping[str, Any], tied: Sequence[Mapping[str, Any]]) -> str:
 
 def _by_arithmetic(row: Mapping[str, Any], machine: Machine) -> tuple[Any, ...]:
     """Return where a contestant stands in the order that is known without measuring."""
-    on_gpu = row["runtime"] in ON_GPU
+    on_gpu = is_on_gpu(row["runtime"])
     what = row["variant"] if on_gpu else row["precision"]
-    order = FASTEST_ON_GPU.get(row["runtime"], ()) if on_gpu else machine.fastest_first
+    order = RUNTIMES[row["runtime"]].variants if on_gpu else machine.fastest_first
     place = order.index(what) if what in order else len(order)
     peer, drop, size = _preference(row)
     return peer, not on_gpu, place, drop, size
@@ -187,7 +186,7 @@ def _arithmetic(row: Mapping[str, Any], machine: Machine, macs: int | None) -> s
     count = "" if macs is None else f"{macs:,}" if macs < 1e6 else f"{macs / 1e6:,.0f} million"
     work = f"{count} multiplications" if count else "its work"
     found = f"{work} in {str(row['precision']).upper()}"
-    return found + (" on a GPU" if row["runtime"] in ON_GPU else f"; {machine.why_first}")
+    return found + (" on a GPU" if is_on_gpu(row["runtime"]) else f"; {machine.why_first}")
 
 
 def _undecided(chosen: Mapping[str, Any], row: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cnnedge.benchmark.accuracy import Answers, alive
-from cnnedge.benchmark.contestants import ON_GPU, enter, litert_jobs, require_reference
+from cnnedge.benchmark.contestants import enter, is_on_gpu, litert_jobs, require_reference
 from cnnedge.benchmark.document import KIND, SCHEMA, Measured, model_document, whole_doubt
 from cnnedge.benchmark.environment import (
     conditions,
@@ -79,7 +79,7 @@ def bench(
     ]
     peaks = best_of(rounds) if rounds else None
     models = [model_document(found, suite, peaks) for found in measured]
-    gpu = describe_gpu()[0] if ON_GPU & set(suite.runtimes) else None
+    gpu = describe_gpu()[0] if any(map(is_on_gpu, suite.runtimes)) else None
     return {
         "schema": SCHEMA,
         "kind": KIND,

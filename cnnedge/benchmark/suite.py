@@ -66,7 +66,7 @@ class Suite:
     Attributes:
         models: The bundles.
         name: What the suite is called.
-        runtimes: Names in `contestants.RUNTIMES`, or the import string of an opener.
+        runtimes: Names in `runtimes.measured_runtimes`, or the import string of an opener.
         scenarios: Names in `SCENARIOS`.
         seconds: About how long single-stream is measured, all contestants of a model together.
         rounds: Lives of each process.

@@ -29,6 +29,7 @@ from cnnedge.cli.show import (
     show_stack,
 )
 from cnnedge.errors import GateError
+from cnnedge.runtimes import PLAN_RUNTIMES
 
 
 @command(main, "models", "cnnedge models")
@@ -294,7 +295,7 @@ def export_command(
 @click.option(
     "--runtime",
     required=True,
-    type=click.Choice(["tensorrt", "rtx"]),
+    type=click.Choice(PLAN_RUNTIMES),
     help="TensorRT, for the GPU of this machine; or TensorRT-RTX, for RTX GPUs from anywhere.",
 )
 @click.option(

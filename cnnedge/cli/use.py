@@ -30,10 +30,14 @@ from cnnedge.cli.show import (
 from cnnedge.cli.sign import require_signature, show_signature
 from cnnedge.errors import GateError
 from cnnedge.files import require_writable, write_text
+from cnnedge.runtimes import LITERT, RUNTIMES
 
+_BENCHED = [
+    row.name for row in sorted((*RUNTIMES.values(), LITERT), key=lambda row: row.device == "gpu")
+]
 RUNTIME = click.option(
     "--runtime",
-    type=click.Choice(["cpu", "openvino", "cuda", "ort-tensorrt", "ort-rtx", "tensorrt", "rtx"]),
+    type=click.Choice(list(RUNTIMES)),
     default="cpu",
     show_default=True,
     help="What runs it; tensorrt and rtx run plans of the bundle.",
@@ -118,7 +122,7 @@ def verify_command(
     "--runtime",
     "runtimes",
     metavar="LIST",
-    help="Of cpu,openvino,litert,cuda,ort-tensorrt,ort-rtx,tensorrt,rtx, or package:function. "
+    help=f"Of {','.join(_BENCHED)}, or package:function. "
     "Default: cpu, and every peer that is installed.",
 )
 @click.option("--scenarios", metavar="LIST", help="Of those listed above, or all.")

@@ -19,7 +19,6 @@ from cnnedge.errors import BackendError, BundleError, GateError, MissingExtraErr
 from cnnedge.machine import tool_versions
 from cnnedge.plan import (
     FOLDER,
-    TITLES,
     PlanNote,
     PlanOptions,
     experimental,
@@ -27,6 +26,7 @@ from cnnedge.plan import (
     takes_gpu,
 )
 from cnnedge.progress import Progress, silent
+from cnnedge.runtimes import RUNTIMES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -322,7 +322,7 @@ def failure_of(built: Sequence[BuiltEngine]) -> GateError | None:
         first, *others = engine.report.violations
         more = f" and {len(others)} more" if others else ""
         found.append(f"{engine.note.variant}: {first}{more}")
-    title = TITLES[failed[0].note.runtime]
+    title = RUNTIMES[failed[0].note.runtime].title
     return GateError(
         f"{title} built something else than was asked, which was not kept: {'; '.join(found)}",
         fix="name other GPUs with --sm, or build another --variant",

@@ -28,14 +28,9 @@ from cnnedge.bundle import open_bundle
 from cnnedge.errors import BackendError, ImageError, SignatureError
 from cnnedge.image import ImageContract, name_of, normalize, to_batch, to_tensor
 from cnnedge.runtime.choice import Choice, choose, runs_on
-from cnnedge.runtime.opening import (
-    RUNTIMES,
-    RunSettings,
-    open_variant,
-    read_note,
-    usable_variants,
-)
+from cnnedge.runtime.opening import open_variant, read_note, usable_variants
 from cnnedge.runtime.single import open_single
+from cnnedge.runtimes import RUNTIMES, RunSettings
 
 __all__ = [
     "RUNTIMES",
@@ -251,8 +246,8 @@ def load(
         bundle: The bundle: its folder, or the zip file or single ONNX file that `cnnedge package`
             wrote of it.
         variant: Which variant to run; None picks the fastest that was verified (see `choose`).
-        runtime: What runs it: "cpu", "openvino", "cuda", "ort-tensorrt", "ort-rtx", "tensorrt" or
-            "rtx"; the last two run a plan that `cnnedge engine` put into the bundle.
+        runtime: What runs it, a name in `cnnedge.runtimes.RUNTIMES`: "cpu", "openvino", "cuda" …;
+            "tensorrt" and "rtx" run a plan that `cnnedge engine` put into the bundle.
         threads: How many threads of the CPU one call may use; None lets the runtime decide.
         rebuild: Build a plan in memory where the bundle has none that fits this machine.
         cache: A folder that nobody else can write, where a GPU runtime keeps what it compiles.
@@ -321,7 +316,6 @@ def load(
 
 def _import_ahead(settings: RunSettings) -> None:
     """Import what `open_variant` and the first image need; they report what is missing."""
-    backend = "tensorrt" if settings.runs_plans else "onnxruntime"
     with contextlib.suppress(Exception):
         importlib.import_module("PIL.Image")
-        importlib.import_module(f"cnnedge.backends.{backend}")
+        importlib.import_module(settings.row.module)

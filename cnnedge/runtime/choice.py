@@ -9,19 +9,7 @@ from cnnedge.bundle import Bundle, Variant
 from cnnedge.errors import BundleError
 from cnnedge.machine import this_machine
 from cnnedge.plan import experimental
-
-# What each runtime of a GPU runs, the fastest first as a rule. The CUDA provider has no INT8
-# convolutions; TensorRT takes the INT8 that is written for it. TensorRT-RTX writes FP32 between
-# INT8 convolutions, 2.5 times the bytes of FP16, and nobody has timed it: it comes last.
-FASTEST_ON_GPU = {
-    "cuda": ("fp16", "fp32"),
-    "ort-tensorrt": ("int8-trt", "fp16", "fp32"),
-    "ort-rtx": ("fp16", "fp32", "int8-trt"),
-    "tensorrt": ("int8-trt", "fp16", "fp32"),
-    "rtx": ("fp16", "fp32", "int8-trt"),
-}
-# OpenVINO computes FP16 in FP32 on a CPU, and does not read ONNX Runtime's own operators.
-_ON_OPENVINO = ("int8", "fp32")
+from cnnedge.runtimes import RUNTIMES
 
 
 @dataclass(frozen=True)
@@ -61,34 +49,33 @@ def choose(
         variant = bundle.manifest.variant(name)
         doubt = experimental(runtime.removeprefix("ort-"), variant.precision)
         return Choice(variant, f"asked for by name{f'; {doubt}' if doubt else ''}")
-    if runtime in FASTEST_ON_GPU:
+    if RUNTIMES[runtime].device == "gpu":
         return _choose_on_gpu(bundle, runtime, usable)
     return _choose_on_cpu(bundle, runtime)
 
 
 def runs_on(variant: Variant, runtime: str) -> bool:
     """Whether a variant's graph is written for a runtime."""
-    if runtime == "openvino":
-        return variant.name in _ON_OPENVINO
-    return variant.target != "trt" if runtime == "cpu" else variant.name in FASTEST_ON_GPU[runtime]
+    return RUNTIMES[runtime].runs(variant.name, variant.target)
 
 
 def _choose_on_gpu(bundle: Bundle, runtime: str, usable: Collection[str] | None) -> Choice:
+    order = RUNTIMES[runtime].variants
     fit = [
         variant
-        for name in FASTEST_ON_GPU[runtime]
+        for name in order
         for variant in bundle.manifest.variants
         if variant.name == name and variant.verified and (usable is None or name in usable)
     ]
     if not fit:
         raise BundleError(
             f"no verified variant of {bundle.origin} runs on {runtime}",
-            fix=f"export one of {', '.join(FASTEST_ON_GPU[runtime])}, or name a --variant",
+            fix=f"export one of {', '.join(order)}, or name a --variant",
         )
     doubt = experimental(runtime.removeprefix("ort-"), fit[0].precision)
     if doubt is not None:
         return Choice(fit[0], f"all that was verified and runs on {runtime}; {doubt}")
-    return Choice(fit[0], f"the first of {', '.join(FASTEST_ON_GPU[runtime])} that was verified")
+    return Choice(fit[0], f"the first of {', '.join(order)} that was verified")
 
 
 def _choose_on_cpu(bundle: Bundle, runtime: str) -> Choice:

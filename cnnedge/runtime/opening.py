@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,58 +16,13 @@ import numpy as np
 from cnnedge.bundle import Bundle, Engine, Variant
 from cnnedge.errors import BackendError, BundleError, MissingExtraError
 from cnnedge.files import scratch_folder
-from cnnedge.plan import RUNTIMES as PLAN_RUNTIMES
-from cnnedge.plan import TITLES, Here, PlanNote, PlanOptions, differences, same_gpu_model
+from cnnedge.plan import Here, PlanNote, PlanOptions, differences, same_gpu_model
 from cnnedge.runtime.contract import check_ends
+from cnnedge.runtimes import ORT, RUNTIMES, GraphFile, RunSettings, Runtime
 
 log = logging.getLogger("cnnedge")
 
-RUNTIMES = {
-    "cpu": "ONNX Runtime on the CPU",
-    "openvino": "OpenVINO on the CPU",
-    "cuda": "ONNX Runtime's CUDA provider",
-    "ort-tensorrt": "ONNX Runtime's TensorRT provider",
-    "ort-rtx": "ONNX Runtime's TensorRT-RTX plugin provider",
-    "tensorrt": "a TensorRT plan of the bundle",
-    "rtx": "a TensorRT-RTX plan of the bundle",
-}
 Answer = Callable[[np.ndarray], np.ndarray]
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """How a variant is run.
-
-    Attributes:
-        runtime: One of `RUNTIMES`.
-        threads: How many threads of the CPU one call may use; None lets the runtime decide.
-        rebuild: Whether a plan that does not fit this machine is built anew from the bundle's
-            ONNX, in memory. That takes seconds to minutes at each start; `cnnedge engine` does it
-            once.
-        cache: A folder for what a GPU runtime compiles, kept for the next start. It holds
-            executable content and must be one that nobody else can write. None: nothing is kept.
-        graphs: Whether calls on a GPU replay a CUDA graph.
-        max_batch: The largest batch that a TensorRT provider of ONNX Runtime prepares for; a plan
-            of the bundle has its own.
-    """
-
-    runtime: str = "cpu"
-    threads: int | None = None
-    rebuild: bool = False
-    cache: Path | None = None
-    graphs: bool = True
-    max_batch: int = 8
-
-    def __post_init__(self) -> None:
-        if self.runtime not in RUNTIMES:
-            raise BackendError(
-                f"there is no runtime {self.runtime!r}", fix=f"choose one of {', '.join(RUNTIMES)}"
-            )
-
-    @property
-    def runs_plans(self) -> bool:
-        """Whether it runs a plan of the bundle, and not one of its ONNX files."""
-        return self.runtime in PLAN_RUNTIMES
 
 
 def open_variant(bundle: Bundle, variant: Variant, settings: RunSettings | None = None) -> Answer:
@@ -85,29 +41,12 @@ def open_variant(bundle: Bundle, variant: Variant, settings: RunSettings | None 
 
 
 def _open(bundle: Bundle, variant: Variant, settings: RunSettings) -> Answer:
-    if settings.runs_plans:
+    if settings.row.runs_plans:
         return _open_plan(bundle, variant, settings)
     with _graph(bundle, variant) as path:
-        return _open_graph(bundle, variant, settings, path)
-
-
-def _open_graph(bundle: Bundle, variant: Variant, settings: RunSettings, path: Path) -> Answer:
-    if settings.runtime == "openvino":
-        return _openvino().open_openvino(path, threads=settings.threads)
-    backend = onnxruntime_backend()
-    if settings.runtime == "cpu":
-        return backend.open_session(path, threads=settings.threads)
-    from cnnedge.backends.onnxruntime_gpu import GpuSettings, open_gpu_session
-
-    cache = None if settings.cache is None else settings.cache / variant.sha256[:16]
-    chosen = GpuSettings(
-        precision=variant.precision,
-        image=bundle.manifest.image.shape,
-        max_batch=settings.max_batch,
-        graphs=settings.graphs,
-        cache=cache,
-    )
-    return open_gpu_session(path, settings.runtime, chosen)  # type: ignore[arg-type]
+        image = bundle.manifest.image.shape
+        graph = GraphFile(path, variant.name, variant.sha256, variant.precision, image)
+        return import_backend(settings.row).open_graph(graph, settings)
 
 
 @contextmanager
@@ -133,7 +72,7 @@ def usable_variants(bundle: Bundle, settings: RunSettings) -> list[str] | None:
         BundleError: the bundle has no plan for the runtime.
         BackendError: none of its plans fits this machine; the message says what differs.
     """
-    if not settings.runs_plans or settings.rebuild:
+    if not settings.row.runs_plans or settings.rebuild:
         return None
     engines = [e for e in bundle.manifest.engines if e.runtime == settings.runtime]
     if not engines:
@@ -151,31 +90,31 @@ def usable_variants(bundle: Bundle, settings: RunSettings) -> list[str] | None:
     return fitting
 
 
-def _openvino() -> Any:
-    try:
-        from cnnedge.backends import openvino as backend
-    except ImportError as error:
-        raise MissingExtraError("openvino", "openvino", purpose="running on OpenVINO") from error
-    return backend
-
-
 def onnxruntime_backend() -> Any:
-    """Import the backend of ONNX Runtime.
+    """Import the backend of ONNX Runtime; see `import_backend` for what it raises."""
+    return import_backend(RUNTIMES["cpu"])
+
+
+def import_backend(row: Runtime) -> Any:
+    """Import what runs a runtime.
 
     Raises:
         MissingExtraError: it is not installed.
         BackendError: it is, and cannot be loaded.
     """
+    ours = row.package == ORT
     try:
-        from cnnedge.backends import onnxruntime as backend
+        return importlib.import_module(row.module)
     except ImportError as error:
-        if error.name != "onnxruntime":
+        if error.name != row.package:
+            title = RUNTIMES["cpu"].title if ours else row.title
             raise BackendError(
-                f"ONNX Runtime is installed and cannot be loaded: {error}",
-                fix="run `cnnedge doctor`",
+                f"{title} is installed and cannot be loaded: {error}", fix="run `cnnedge doctor`"
             ) from error
-        raise MissingExtraError("onnxruntime", "cpu", purpose="running a bundle") from error
-    return backend
+        extra, purpose = (
+            (RUNTIMES["cpu"].extra, "a bundle") if ours else (row.extra, f"on {row.title}")
+        )
+        raise MissingExtraError(row.package, extra, purpose=f"running {purpose}") from error
 
 
 @dataclass(frozen=True)
@@ -252,7 +191,7 @@ def _rebuild(
 
     log.warning(
         "building a %s plan of %s for this machine; `cnnedge engine` keeps one in the bundle",
-        TITLES[settings.runtime],
+        settings.row.title,
         variant.name,
     )
     options = replace(options, compute_capabilities=(), strip_weights=False)
@@ -312,7 +251,7 @@ def _kernel_file(settings: RunSettings, digest: str) -> Path | None:
 def _no_plan(bundle: Bundle, runtime: str, variant: str | None = None) -> BundleError:
     of = "" if variant is None else f" of {variant}"
     return BundleError(
-        f"{bundle.origin} has no {TITLES[runtime]} plan{of}",
+        f"{bundle.origin} has no {RUNTIMES[runtime].title} plan{of}",
         fix=f"build one: cnnedge engine {bundle.origin} --runtime {runtime}"
         + ("" if variant is None else f" --variant {variant}"),
     )

@@ -20,7 +20,8 @@ from cnnedge.metadata import About, read_metadata
 from cnnedge.result import Status, Verdict
 from cnnedge.runtime.choice import Choice
 from cnnedge.runtime.contract import check_ends
-from cnnedge.runtime.opening import Answer, RunSettings, onnxruntime_backend, open_variant
+from cnnedge.runtime.opening import Answer, onnxruntime_backend, open_variant
+from cnnedge.runtimes import RunSettings
 from cnnedge.sections import ModelRecord
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def open_single(path: Path, variant: str | None, settings: RunSettings) -> Singl
             f"{path} holds the variant {about.variant!r} alone, and {variant!r} was asked for",
             fix="load the bundle, or package that variant",
         )
-    if settings.runs_plans and not settings.rebuild:
+    if settings.row.runs_plans and not settings.rebuild:
         raise BundleError(
             f"{path} is one ONNX file and holds no plan for {settings.runtime}",
             fix="load the bundle, or pass rebuild=True",

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cnnedge.errors import BackendError, MissingExtraError
-from cnnedge.plan import TITLES, PlanOptions
+from cnnedge.plan import PlanOptions
+from cnnedge.runtimes import RUNTIMES
 
 log = logging.getLogger("cnnedge.tensorrt")
 
-_MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 _OLDEST = (10, 3)  # of TensorRT; JetPack 6 has it
 _DLA_SINCE = (11, 4, 1)  # the first release with a strongly typed network on a Jetson's DLA
 _VALID = ("VALID", "SUBOPTIMAL")
@@ -76,7 +76,7 @@ class Library:
     @property
     def title(self) -> str:
         """Its name and version, for people."""
-        return f"{TITLES[self.runtime]} {self.version}"
+        return f"{RUNTIMES[self.runtime].title} {self.version}"
 
     def logger(self, messages: Messages) -> Any:
         """Return a logger of the library's own class that hands everything to ``messages``."""
@@ -343,7 +343,7 @@ def open_library(runtime: str, load: Callable[[str], Any] = importlib.import_mod
         MissingExtraError: it is not installed.
         BackendError: it is installed and cannot be loaded, or is too old.
     """
-    title, name = TITLES[runtime], _MODULES[runtime]
+    title, name = RUNTIMES[runtime].title, RUNTIMES[runtime].package
     try:
         module = load(name)
     except ImportError as error:
