@@ -118,8 +118,8 @@ def verify_bundle(
             Keras within 1e-5 then.
         max_drop: The largest top-1 drop allowed, in points; None: the bundle's own.
         limit: At most this many test images.
-        runtime: What runs the variants; see `runtimes.RUNTIMES`. On one of a GPU, those that it runs
-            are held against the recorded answers or the given reference.
+        runtime: What runs the variants; see `runtimes.RUNTIMES`. On one of a GPU, those that it
+            runs are held against the recorded answers or the given reference.
         resume: Go on from where the same verification was stopped, to the same result; see `sweep`.
             What is done so far is kept in the user's cache, so that a bundle may be read-only.
         reference_id: What tells the given reference from others, as the hash of its file. Without

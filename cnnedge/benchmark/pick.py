@@ -120,8 +120,8 @@ def how(row: Mapping[str, Any], bundle: str) -> str:
         return f'OpenVINO on {bundle}/model.{variant}.onnx, INFERENCE_PRECISION_HINT "bf16"'
     call = f'cnnedge.load("{bundle}", variant="{variant}"'
     call += ")" if runtime == "cpu" else f', runtime="{runtime}")'
-    row = RUNTIMES[runtime]
-    return call if row.package == ORT else f'pip install "cnnedge[{row.extra}]"; {call}'
+    with_ort = RUNTIMES[runtime].package == ORT  # which whoever loads bundles has
+    return call if with_ort else f'pip install "cnnedge[{RUNTIMES[runtime].extra}]"; {call}'
 
 
 def _preference(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -46,7 +46,12 @@ def _open(bundle: Bundle, variant: Variant, settings: RunSettings) -> Answer:
     with _graph(bundle, variant) as path:
         image = bundle.manifest.image.shape
         graph = GraphFile(path, variant.name, variant.sha256, variant.precision, image)
-        return import_backend(settings.row).open_graph(graph, settings)
+        return _open_graph(graph, settings)
+
+
+def _open_graph(graph: GraphFile, settings: RunSettings) -> Answer:
+    answer: Answer = import_backend(settings.row).open_graph(graph, settings)
+    return answer
 
 
 @contextmanager
@@ -102,19 +107,19 @@ def import_backend(row: Runtime) -> Any:
         MissingExtraError: it is not installed.
         BackendError: it is, and cannot be loaded.
     """
-    ours = row.package == ORT
+    # Whichever extra brings it, ONNX Runtime is spoken of in one way.
+    told, purpose = (
+        (RUNTIMES["cpu"], "a bundle") if row.package == ORT else (row, f"on {row.title}")
+    )
     try:
         return importlib.import_module(row.module)
     except ImportError as error:
         if error.name != row.package:
-            title = RUNTIMES["cpu"].title if ours else row.title
             raise BackendError(
-                f"{title} is installed and cannot be loaded: {error}", fix="run `cnnedge doctor`"
+                f"{told.title} is installed and cannot be loaded: {error}",
+                fix="run `cnnedge doctor`",
             ) from error
-        extra, purpose = (
-            (RUNTIMES["cpu"].extra, "a bundle") if ours else (row.extra, f"on {row.title}")
-        )
-        raise MissingExtraError(row.package, extra, purpose=f"running {purpose}") from error
+        raise MissingExtraError(told.package, told.extra, purpose=f"running {purpose}") from error
 
 
 @dataclass(frozen=True)
