@@ -1,6 +1,7 @@
 # Two commands do everything on a fresh machine with Python >= 3.11:
 #   make demo    trains AlexNet on real digits, exports, verifies, benchmarks, says where the report is
 #   make test    lint, types and the whole test suite
+# make unit  runs the tests that need neither TensorFlow nor processes of their own, in a minute.
 # make bench measures AlexNet and VGG-16 on every runtime of this CPU.
 # make docs  builds the documentation's site.
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test unit lint bench docs clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -41,6 +42,9 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+unit: $(READY)
+	$(BIN)/pytest -m unit -n 2
 
 test: lint
 	$(BIN)/pytest -n 2 --dist loadfile --durations=25 -rfE

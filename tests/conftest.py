@@ -10,12 +10,66 @@ os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import platform
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 SIZE = 32
+KINDS = ("unit", "tf", "system")
+KIND_OF_FIXTURE = {
+    "browser": "system",
+    "toy_model": "tf",
+    "toy_file": "tf",
+    "toy_bundle": "tf",
+}
+WHOLE_FILE = re.compile(r"^pytestmark = (\[\s*)?pytest\.mark\.(tf|system)\b", re.MULTILINE)
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Where only `unit` is asked for, do not import a file of tests of another kind."""
+    if config.option.markexpr != "unit" or collection_path.suffix != ".py":
+        return None
+    return bool(WHOLE_FILE.search(collection_path.read_text(encoding="utf-8"))) or None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Give each test one kind: what it is marked, else what its fixtures are, else `unit`."""
+    for item in items:
+        marked = [mark.name for mark in item.iter_markers() if mark.name in KINDS]
+        if len(marked) > 1:
+            raise pytest.UsageError(f"{item.nodeid} is of two kinds: {', '.join(marked)}")
+        if not marked:
+            kinds = {KIND_OF_FIXTURE.get(name, "unit") for name in item.fixturenames}
+            item.add_marker(max(kinds, key=KINDS.index))
+
+
+@pytest.fixture(autouse=True)
+def what_unit_means(request, monkeypatch):
+    """Fail a test of the kind `unit` that starts a process or loads TensorFlow.
+
+    Among tests of other kinds one of those may have loaded it, and only who is first is told.
+    """
+    if request.node.get_closest_marker("unit") is None:
+        yield
+        return
+
+    def refuse(process, *args, **options):
+        process.returncode = 0  # there is nothing to wait for
+        pytest.fail(f"a test marked `unit` starts {args}: mark it `system`", pytrace=False)
+
+    platform.processor()  # asks `uname`, and remembers what it said
+    alone = request.config.option.markexpr == "unit"
+    heavy = {"keras", "tensorflow"} - (set() if alone else sys.modules.keys())
+    monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+    yield
+    if loaded := heavy & sys.modules.keys():
+        pytest.fail(f"a test marked `unit` loads {min(loaded)}: mark it `tf`", pytrace=False)
 
 
 @pytest.fixture(scope="session", autouse=True)

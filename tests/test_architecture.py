@@ -63,6 +63,7 @@ def test_imports_point_down(path):
         assert FLOOR[other] < FLOOR[part], f"{part} imports {other}, which does not stand below it"
 
 
+@pytest.mark.system
 def test_importing_loads_nothing_heavy():
     code = "import sys, cnnedge, cnnedge.cli, cnnedge.runtime; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -123,6 +124,7 @@ def run_in(python, code):
     return subprocess.run([python, "-c", code], capture_output=True, text=True)
 
 
+@pytest.mark.system
 def test_the_base_install_imports_what_a_device_runs(base_venv):
     modules = "cli runtime engine plan bundle verify benchmark doctor image models data inspect"
     modules += " train compress package.archive package.single package.triton signature demo"
@@ -131,6 +133,7 @@ def test_the_base_install_imports_what_a_device_runs(base_venv):
     assert (done.returncode, done.stdout.strip()) == (0, "11"), done.stderr
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("command", "extra"),
     [

@@ -19,6 +19,8 @@ import cnnedge
 from cnnedge.image import RESIZES, ImageContract, to_tensor
 from cnnedge.selftest import TOLERANCE
 
+pytestmark = pytest.mark.system
+
 TARGETS = Path(__file__).parents[1] / "export"
 BARE = TARGETS / "x86-cpu" / "bare.py"
 APP = TARGETS / "x86-cpu" / "app.py"

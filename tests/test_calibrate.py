@@ -20,6 +20,8 @@ from cnnedge.quantize.histogram import SIDE, Histogram
 from cnnedge.quantize.qdq import activation_scale
 from cnnedge.quantize.threshold import PERCENTILE, entropy, minmax, mse, percentile
 
+pytestmark = pytest.mark.tf
+
 # Batches of very different magnitude, so that histograms have to widen on their way.
 values = st.builds(
     lambda seed, size, scale, shift: (

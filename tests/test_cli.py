@@ -102,6 +102,7 @@ def test_export_a_user_model(tmp_path, toy_model, digits):
     assert "INT8" not in without_data.stdout
 
 
+@pytest.mark.tf
 def test_export_without_trained_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = run(
@@ -204,6 +205,7 @@ def test_verify_reports_a_damaged_bundle(bundle_copy):
     assert "model.int8.onnx is not what the manifest names" in error_of(run("verify", bundle_copy))
 
 
+@pytest.mark.tf
 def test_doctor():
     document = json.loads(run("doctor", "--json").output)
     assert document["machine"]["cores"] >= 1

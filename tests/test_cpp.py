@@ -24,6 +24,8 @@ from PIL import Image
 import cnnedge
 from cnnedge.image import ImageContract, decode, fit, to_tensor
 
+pytestmark = pytest.mark.system
+
 CPP = Path(__file__).parents[1] / "export" / "cpp"
 PROBES = Path(__file__).parent / "cpp"
 FLAGS = ["-std=c++17", "-O0", "-ffp-contract=off"]

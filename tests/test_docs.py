@@ -21,6 +21,8 @@ import pytest
 import cnnedge
 from cnnedge.cli import main
 
+pytestmark = pytest.mark.system
+
 ROOT = Path(__file__).parents[1]
 NEEDED = ("mkdocs", "material", "mkdocstrings", "mkdocstrings_handlers")
 MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]

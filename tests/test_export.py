@@ -19,6 +19,8 @@ from cnnedge.graph.write import serialize, write_onnx
 from cnnedge.image import ImageContract
 from cnnedge.models import build
 
+pytestmark = pytest.mark.tf
+
 
 def images(height, width, channels=3, n=4):
     """Smooth pictures rather than noise: what a camera gives."""

@@ -101,6 +101,7 @@ def imported_by(path):
             yield str(node.module)
 
 
+@pytest.mark.system
 def test_a_plan_comes_with_the_note_that_cnnedge_reads(device, toy_bundle, tmp_path):
     done = device(toy_bundle.root, "--variant", "int8-trt")
     assert done.returncode == 0, done.stderr
@@ -117,6 +118,7 @@ def test_a_plan_comes_with_the_note_that_cnnedge_reads(device, toy_bundle, tmp_p
     assert sorted(p.suffix for p in plans.iterdir()) == [".json", ".json", ".log", ".plan"]
 
 
+@pytest.mark.system
 def test_the_command_lines_of_both_generations(device, toy_bundle):
     older = command_lines(device(toy_bundle.root, "--dry-run"))
     newer = command_lines(device(toy_bundle.root, "--dry-run", version="110401"))
@@ -134,6 +136,7 @@ def test_the_command_lines_of_both_generations(device, toy_bundle):
     ]
 
 
+@pytest.mark.system
 def test_it_asks_of_trtexec_what_cnnedge_asks(device, toy_bundle):
     from cnnedge.engine import trtexec_lines
     from cnnedge.plan import PlanOptions
@@ -149,6 +152,7 @@ def test_it_asks_of_trtexec_what_cnnedge_asks(device, toy_bundle):
     assert sorted(kept) == sorted(w for w in ours.split()[1:] if not w.startswith(files))
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("version", ["100300", "110401"])
 def test_what_was_built_is_read_in_both_generations_words(device, toy_bundle, version):
     for built, status in (("Int8", 0), (INT8, 0), ("Half", 3), (HALF, 3), ("Float", 3)):
@@ -160,6 +164,7 @@ def test_what_was_built_is_read_in_both_generations_words(device, toy_bundle, ve
         assert "could not be read back, so it is not checked" in done.stderr, built
 
 
+@pytest.mark.system
 def test_a_dla_has_its_rules(device, toy_bundle, tmp_path):
     (older,) = command_lines(device(toy_bundle.root, "--dla", "1", "--dry-run"))
     assert {"--useDLACore=1", "--allowGPUFallback", "--fp16"} <= set(older)
@@ -179,6 +184,7 @@ def test_a_dla_has_its_rules(device, toy_bundle, tmp_path):
     assert note["options"]["dla_core"] == 0
 
 
+@pytest.mark.system
 def test_a_dla_that_runs_nothing_is_an_error(device, toy_bundle, tmp_path):
     done = device(toy_bundle.root, "--dla", "0", datatype=HALF, log=LISTED[1:])
     assert done.returncode == 3
@@ -186,6 +192,7 @@ def test_a_dla_that_runs_nothing_is_an_error(device, toy_bundle, tmp_path):
     assert not list((tmp_path / "plans").glob("*.plan"))
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(("variant", "built"), [("int8-trt", HALF), ("fp16", INT8)])
 def test_another_precision_is_not_kept(device, toy_bundle, tmp_path, variant, built):
     done = device(toy_bundle.root, "--variant", variant, datatype=built)
@@ -195,6 +202,7 @@ def test_another_precision_is_not_kept(device, toy_bundle, tmp_path, variant, bu
     assert not [name for name in left if ".plan" in name or ".partial" in name]
 
 
+@pytest.mark.system
 def test_refusals_are_one_line(device, bundle_copy, tmp_path):
     def refused(*words, **how):
         done = device(bundle_copy, *words, **how)
@@ -214,6 +222,7 @@ def test_refusals_are_one_line(device, bundle_copy, tmp_path):
     assert "no bundle's manifest" in refused()
 
 
+@pytest.mark.system
 def test_a_failing_build_names_the_cause_and_leaves_no_plan(device, toy_bundle, tmp_path):
     done = device(toy_bundle.root, fails="Out of memory: could not allocate workspace")
     assert done.returncode == 1
@@ -236,6 +245,7 @@ def test_every_target_is_listed():
             assert (folder / "README.md").exists()
 
 
+@pytest.mark.system
 def test_the_jetpack_6_app(monkeypatch, toy_bundle, device, tmp_path, capsys):
     """Run on a stand-in for the device: what it answers is what lies in the GPU's memory."""
     assert device(toy_bundle.root, "--variant", "int8-trt").returncode == 0

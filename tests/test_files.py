@@ -79,6 +79,7 @@ with atomic_folder(Path(sys.argv[1]), overwrite=True) as folder:
 """
 
 
+@pytest.mark.system
 def test_killed_between_the_two_renames_the_old_folder_comes_back(tmp_path):
     folder = tmp_path / "net.v2"
     folder.mkdir()

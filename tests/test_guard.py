@@ -30,6 +30,8 @@ from cnnedge.quantize.equalize import equalize
 from cnnedge.quantize.noise import correct_bias, layer_noise
 from cnnedge.result import Comparison, Verdict, compare, judge
 
+pytestmark = pytest.mark.tf
+
 TARGETS = {"cpu": CPU, "trt": TRT}
 
 

@@ -242,6 +242,7 @@ def test_threads_do_not_disturb_each_other():
             np.testing.assert_array_equal(batch, alone)
 
 
+@pytest.mark.tf
 @pytest.mark.parametrize("name", NORMALIZATIONS)
 def test_normalizations_are_those_of_keras(name):
     from keras.applications.imagenet_utils import preprocess_input

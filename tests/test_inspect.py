@@ -13,6 +13,8 @@ from cnnedge.inspect.formulas import Span, output_size, receptive_field, same_pa
 from cnnedge.inspect.table import peak
 from cnnedge.models import MODELS, build
 
+pytestmark = pytest.mark.tf
+
 # The formulas ---------------------------------------------------------------------------------
 
 

@@ -10,6 +10,8 @@ from cnnedge.errors import ModelError
 from cnnedge.inspect import inspect_model
 from cnnedge.models.layers import SortPool2D
 
+pytestmark = pytest.mark.tf
+
 
 def sequential(*stack, size):
     return keras.Sequential([keras.Input(size), *stack], name="toy")

@@ -31,6 +31,8 @@ from cnnedge.graph.passes import (
 )
 from cnnedge.graph.write import serialize
 
+pytestmark = pytest.mark.tf
+
 PASSES = [
     infer_shapes,
     fix_reshape_targets,

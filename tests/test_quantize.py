@@ -29,6 +29,8 @@ from cnnedge.quantize import (
 from cnnedge.quantize.plan import Target
 from cnnedge.quantize.qdq import activation_scale, quantize_weight
 
+pytestmark = pytest.mark.tf
+
 TARGETS = {"cpu": CPU, "cpu-reduced": CPU_REDUCED, "trt": TRT}
 
 

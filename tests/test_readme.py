@@ -39,6 +39,7 @@ def test_every_command_in_the_readme_parses(line):
         command.make_context(name, list(arguments), parent=parent)
 
 
+@pytest.mark.tf
 def test_the_tour_runs_as_it_stands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tour = next(block for block in blocks("sh") if "cnnedge train" in block)

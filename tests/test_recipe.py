@@ -61,6 +61,7 @@ def test_what_is_kept_of_a_recipe_makes_it_again():
     assert recipe == Recipe(model="m", precision=("fp32", "int8"), image_size=(32, 48), guard=False)
 
 
+@pytest.mark.tf
 def test_a_bundle_is_built_again_by_its_manifest(toy_bundle, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     again = CliRunner().invoke(main, ["export", str(toy_bundle.path(MANIFEST)), "-o", "again"])
@@ -95,6 +96,7 @@ def test_a_manifest_that_builds_nothing(toy_bundle, tmp_path, recipe, message):
     assert len(result.output.splitlines()) == 1
 
 
+@pytest.mark.tf
 def test_another_json_file_is_no_recipe(tmp_path):
     path = Path(tmp_path / "x.json")
     path.write_text("{}")

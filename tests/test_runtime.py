@@ -120,6 +120,7 @@ def test_an_array_goes_to_the_runtime_uncopied(toy_bundle):
     assert seen[-2].flags.c_contiguous
 
 
+@pytest.mark.system
 def test_memory_is_steady(toy_bundle):
     """Over 4,000 calls: 3 KiB kept of each, as its image takes, would be 12 MiB."""
     code = """
@@ -254,6 +255,7 @@ def test_a_silent_fall_back_is_an_error(toy_bundle, monkeypatch):
         open_session(model, provider="CUDAExecutionProvider")
 
 
+@pytest.mark.system
 def test_an_app_needs_neither_tensorflow_nor_onnx(toy_bundle):
     code = (
         "import sys, json, cnnedge\n"

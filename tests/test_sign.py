@@ -419,6 +419,7 @@ def test_a_refused_signature_is_a_gate_that_failed(signed, keys, monkeypatch, da
     one_line(run("verify", signed, "--signature", key), 3)
 
 
+@pytest.mark.system
 def test_the_librarys_own_command_agrees(signed, keys):
     """What we sign is in the common format: another tool checks it too."""
     words = [sys.executable, "-m", "model_signing", "verify", "key", signed]

@@ -22,6 +22,8 @@ from cnnedge.train import EpochReport, TrainOptions, learner, train_model
 from cnnedge.train.history import best_epoch
 from cnnedge.train.learner import Learner
 
+pytestmark = pytest.mark.tf
+
 MODEL = "alexnet_v2"  # the smallest of the built-in ones
 OPTIONS = TrainOptions(epochs=4, batch_size=32, image_size=(64, 64), seed=3, learning_rate=1e-3)
 CONTRACT = ImageContract(16, 16)

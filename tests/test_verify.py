@@ -18,6 +18,8 @@ from cnnedge.graph.edit import constant, initializer
 from cnnedge.graph.write import write_onnx
 from cnnedge.verify import verify_bundle
 
+pytestmark = pytest.mark.tf
+
 
 def stages(found):
     return {v.name: v.selftest.stage for v in found.variants}

@@ -89,6 +89,7 @@ def run(arguments, note, deadly=-1, signal="SIGKILL"):
     return done, len(note.read_bytes())
 
 
+@pytest.mark.system
 def test_a_killed_run_goes_on_to_the_same_document(toy_bundle, photos, tmp_path, cache):
     arguments = ["verify", str(toy_bundle.root), "--data", str(photos), "--json"]
     whole, decoded = run(arguments, tmp_path / "count")
@@ -107,6 +108,7 @@ def test_a_killed_run_goes_on_to_the_same_document(toy_bundle, photos, tmp_path,
     assert not list(cache.rglob("*.*"))
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("signal", ["SIGTERM", "SIGINT"])
 def test_who_stops_it_is_told_how_to_go_on(toy_bundle, photos, tmp_path, signal):
     arguments = ["verify", str(toy_bundle.root), "--data", str(photos), "--json"]

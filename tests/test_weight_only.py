@@ -28,6 +28,8 @@ from cnnedge.quantize.weight_only import (
     weight_only_violations,
 )
 
+pytestmark = pytest.mark.tf
+
 
 def dense_graph(inputs, outputs, *, transposed=False, bias=True, seed=0):
     """Return an ONNX graph of one dense layer, and its kernel ``[outputs, inputs]``."""

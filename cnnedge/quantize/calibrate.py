@@ -26,7 +26,8 @@ from cnnedge.quiet import import_onnxruntime
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-    import onnxruntime as ort
+
+    from cnnedge.backends.onnxruntime import ort
 
 # Values of a tensor that enter its histogram, of each image: the scales they give differ from those
 # of all the values by no more than, for entropy about as much as, those of half the images do

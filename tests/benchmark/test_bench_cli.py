@@ -25,6 +25,8 @@ from cnnedge.benchmark.suite import ModelEntry, Suite
 from cnnedge.cli import main
 from cnnedge.errors import BackendError, DataError
 
+pytestmark = pytest.mark.system
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -176,6 +176,7 @@ def test_a_profiles_nodes_are_told_to_their_layers(node, layer_name):
     assert layer_of(node, {"conv1": 0, "conv1_1": 0, "fc1": 0}) == layer_name
 
 
+@pytest.mark.system
 def test_the_probes_travel_with_the_package():
     """A wheel has them, and so has a clone: they are neither ignored nor left out."""
     import subprocess

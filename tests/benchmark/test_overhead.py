@@ -49,6 +49,7 @@ def test_every_contestant_is_first_as_often_as_the_others(overhead):
     assert order[:9] == [0, 1, 2, 1, 2, 0, 2, 0, 1]
 
 
+@pytest.mark.system
 def test_it_measures_a_bundle(toy_bundle, tmp_path):
     out = tmp_path / "new" / "overhead.json"
     command = [sys.executable, SCRIPT, toy_bundle.root, "--json", out]
@@ -95,6 +96,7 @@ def test_a_wrong_answer_is_counted(overhead, toy_bundle, monkeypatch):
     assert overhead.measure_threads(toy_bundle.root, 0.1)["wrong"] > 0
 
 
+@pytest.mark.system
 def test_its_refusals_are_one_line(toy_bundle, tmp_path):
     done = subprocess.run(
         [sys.executable, SCRIPT, tmp_path / "none"], capture_output=True, text=True

@@ -19,6 +19,8 @@ from cnnedge.benchmark.process import Process, call
 from cnnedge.benchmark.worker import peak_mib
 from cnnedge.errors import BackendError, ProcessEnded
 
+pytestmark = pytest.mark.system
+
 SHAPE = (8, 8, 3)
 
 

@@ -97,6 +97,7 @@ def test_a_runner_that_times_its_parts_is_asked_for_them():
     assert len(found["gpu"]) == len(found["samples"])
 
 
+@pytest.mark.system
 def test_a_server_at_half_load_waits_as_queueing_theory_says():
     """M/D/1: the mean wait is ρ·s / 2(1 − ρ) (Pollaczek and Khinchine)."""
     service, load = 0.010, 0.5

@@ -18,6 +18,8 @@ from cnnedge.compress.rewrite import remove_channels
 from cnnedge.errors import ModelError
 from cnnedge.inspect import inspect_model
 
+pytestmark = pytest.mark.tf
+
 SHAPE = (16, 16, 3)
 
 

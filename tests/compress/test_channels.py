@@ -17,6 +17,8 @@ from cnnedge.inspect import inspect_model
 from cnnedge.models import build
 from cnnedge.models.layers import LocalResponseNormalization, SortPool2D
 
+pytestmark = pytest.mark.tf
+
 SHAPE = (12, 12, 3)
 
 

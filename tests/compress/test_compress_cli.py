@@ -21,6 +21,8 @@ from cnnedge.cli import main
 from cnnedge.inspect import inspect_model
 from cnnedge.pipeline import hardware
 
+pytestmark = pytest.mark.tf
+
 QUICK = ("--multiple", 4, "--epochs", 3, "--round-epochs", 1, "--learning-rate", "1e-3")
 
 

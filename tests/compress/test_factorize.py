@@ -11,6 +11,8 @@ from cnnedge.compress.budget import costs
 from cnnedge.compress.channels import map_channels
 from cnnedge.compress.factorize import split_convolutions, split_dense
 
+pytestmark = pytest.mark.tf
+
 SHAPE = (16, 16, 3)
 
 

@@ -15,7 +15,10 @@ from cnnedge.image import ImageContract, fit
 
 LIB = Path(__file__).parents[2] / "cnnedge" / "demo" / "page" / "lib"
 NODE = shutil.which("node")
-pytestmark = pytest.mark.skipif(NODE is None, reason="no Node on this machine")
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.skipif(NODE is None, reason="no Node on this machine"),
+]
 
 SHAPES = [(1, 1), (2, 3), (8, 8), (31, 57), (224, 224), (225, 223), (480, 640), (701, 333)]
 SHAPES += [(300, 40), (40, 300), (264, 244), (265, 244)]  # about where the passes change places

@@ -16,6 +16,8 @@ from cnnedge.demo.runtime import FILES
 from cnnedge.image import ImageContract, to_tensor
 from cnnedge.selftest import TOLERANCE
 
+pytestmark = pytest.mark.system
+
 ROOT = Path(__file__).parents[2]
 PAGE, EXPORT = ROOT / "cnnedge" / "demo" / "page", ROOT / "export"
 

@@ -82,6 +82,7 @@ def packed(contents):
     return [(f"package/dist/{name}", content) for name, content in contents.items()]
 
 
+@pytest.mark.system
 def test_npm_is_asked_once_and_the_cache_afterwards(fake_npm, contents, tmp_path):
     calls = fake_npm([("package/README.md", b"x"), *packed(contents)])
     told = []
@@ -94,6 +95,7 @@ def test_npm_is_asked_once_and_the_cache_afterwards(fake_npm, contents, tmp_path
     assert f"onnxruntime-web@{runtime.VERSION}" in calls.read_text()
 
 
+@pytest.mark.system
 def test_a_damaged_cache_is_fetched_anew(fake_npm, contents):
     calls = fake_npm(packed(contents))
     folder = runtime.find_runtime().folder
@@ -103,6 +105,7 @@ def test_a_damaged_cache_is_fetched_anew(fake_npm, contents):
     assert len(calls.read_text().splitlines()) == 2
 
 
+@pytest.mark.system
 def test_another_tarball_than_the_pinned_one_is_refused(fake_npm, contents, tmp_path):
     fake_npm(packed(contents), pin=False)
     with pytest.raises(CnnEdgeError, match="is not onnxruntime-web 1.30.0: its sha512 differs"):
@@ -132,6 +135,7 @@ def test_a_link_in_the_place_of_a_file_is_refused(tmp_path, contents):
         runtime.take_files(tarball(tmp_path / "p.tgz", packed(contents)), tmp_path / "out")
 
 
+@pytest.mark.system
 def test_npm_that_fails_is_quoted(fake_npm, tmp_path):
     fake_npm(None, code=1, says="npm error code ENOTFOUND\nnpm error network\n")
     with pytest.raises(

@@ -23,6 +23,7 @@ from cnnedge.cli import main
 from cnnedge.demo import lay_site, open_server, page_variants
 from cnnedge.demo.runtime import FILES
 from cnnedge.errors import BundleError, CnnEdgeError
+from cnnedge.result import Verdict
 
 
 def demo(*arguments):
@@ -82,7 +83,7 @@ def test_variants_that_browsers_cannot_run_are_refused(toy_bundle):
 
 def test_a_failed_variant_is_not_offered(toy_bundle):
     failed = tuple(
-        replace(v, verdict={"status": "failed"}) if v.name == "int8" else v
+        replace(v, verdict=Verdict("failed", "")) if v.name == "int8" else v
         for v in toy_bundle.manifest.variants
     )
     bundle = Bundle(toy_bundle.root, replace(toy_bundle.manifest, variants=failed))
@@ -207,6 +208,7 @@ def test_the_address_is_one_that_a_browser_can_go_to(laid):
             assert server.url == f"http://{shown}:{server.server_address[1]}/"
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
 def test_it_serves_until_it_is_ended_and_cleans_up(toy_bundle, pretend_runtime, end):
     command = [sys.executable, "-m", "cnnedge", "demo", toy_bundle.root, "--port", "0", "--json"]

@@ -16,6 +16,8 @@ from PIL import Image
 
 from cnnedge.selftest import TOLERANCE
 
+pytestmark = pytest.mark.system
+
 SOURCE = Path(__file__).parents[2] / "export" / "node"
 
 

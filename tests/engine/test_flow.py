@@ -125,6 +125,7 @@ def test_a_closed_classifier_holds_nothing_of_the_gpu(planned, machine):
     assert set(machine.cuda.memory) == before
 
 
+@pytest.mark.system
 def test_verify_and_bench_run_it(planned, digits):
     root, runtime, _ = planned
     found = verify_bundle(root, digits, runtime=runtime, limit=40)

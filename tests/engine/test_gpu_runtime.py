@@ -71,6 +71,7 @@ def test_memory_goes_there_and_back():
     assert not cuda.memory
 
 
+@pytest.mark.system
 class TestCudaPython:
     """cuda-bindings returns (error, results…), handles as objects, and wants enumerations."""
 
@@ -167,6 +168,7 @@ def test_cupy_is_called_in_its_own_way():
     assert caught.value.code == 2
 
 
+@pytest.mark.system
 def test_the_copy_kinds_are_cudas():
     runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
     kinds = runtime.cudaMemcpyKind

@@ -22,7 +22,7 @@ from cnnedge.plan import PlanOptions
 from cnnedge.runtime import RunSettings, open_variant
 
 FACTS, WHY = find_gpu()
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(FACTS is None, reason=WHY)]
+pytestmark = [pytest.mark.system, pytest.mark.gpu, pytest.mark.skipif(FACTS is None, reason=WHY)]
 PLANS = ("rtx", "tensorrt")
 PROVIDERS = ("cuda", "ort-tensorrt", "ort-rtx")
 # Against FP32 on the CPU; the weights are drawn, so the answers are spread over 1000 classes.

@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.system
 def test_it_runs_and_names_what_it_lacks(tmp_path):
     out = tmp_path / "gpu.json"
     done = subprocess.run(
@@ -36,6 +39,7 @@ def test_it_runs_and_names_what_it_lacks(tmp_path):
         assert plan["found"]["achieved"]["macs"]
 
 
+@pytest.mark.tf
 def test_the_skeletons_are_todays_graphs(benchmark, tmp_path):
     """Drawn weights aside, they are what `cnnedge export` makes of the models."""
     import onnx

@@ -5,6 +5,8 @@ import pytest
 from cnnedge.models import build
 from cnnedge.models.alexnet import AlexNetV2, alexnet, alexnet_v1
 
+pytestmark = pytest.mark.tf
+
 IMAGES = np.random.default_rng(0).random((2, 64, 72, 3), np.float32)
 
 

@@ -8,6 +8,8 @@ import tensorflow as tf
 from cnnedge.errors import ModelError
 from cnnedge.models.layers import LocalResponseNormalization, SortPool2D, smallest_input
 
+pytestmark = pytest.mark.tf
+
 IMAGES = np.random.default_rng(0).normal(size=(2, 7, 6, 8)).astype(np.float32)
 
 

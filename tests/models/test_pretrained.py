@@ -13,6 +13,8 @@ from cnnedge.models import build
 from cnnedge.models.pretrained import init_from
 from cnnedge.models.vgg import vgg
 
+pytestmark = pytest.mark.tf
+
 # The VGG-16 layout, two or three convolutions a block, with kernels enough for a test.
 CFG = [2, 2, "M", 3, 3, "M", 4, 4, 4, "M", 5, 5, 5, "M", 5, 5, 5, "M"]
 NAMES = [f"conv{b}_{i}" for b, n in enumerate((2, 2, 3, 3, 3), 1) for i in range(1, n + 1)]

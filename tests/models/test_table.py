@@ -19,6 +19,7 @@ def macs_of(model):
     return total
 
 
+@pytest.mark.tf
 @pytest.mark.parametrize("name", MODELS)
 def test_the_table_holds_what_the_built_model_has(name):
     info = MODELS[name]
@@ -31,6 +32,7 @@ def test_the_table_holds_what_the_built_model_has(name):
     assert model.compute_output_shape((5, 224, 224, 3)) == (5, info.classes)
 
 
+@pytest.mark.system
 def test_importing_the_table_loads_neither_keras_nor_tensorflow():
     code = (
         "import sys, cnnedge.models as m; assert m.MODELS['vgg16'].params == 72342312;"
@@ -52,6 +54,7 @@ def test_an_unknown_name_is_answered_with_the_close_ones(name, message):
         model_info(name)
 
 
+@pytest.mark.tf
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -67,11 +70,13 @@ def test_arguments_that_make_no_sense_are_refused(options, message):
         build("vgg11", **options)
 
 
+@pytest.mark.tf
 def test_a_model_without_options_says_so():
     with pytest.raises(ModelError, match="alexnet_v1 has no option fc_units; it has no options"):
         build("alexnet_v1", fc_units=7)
 
 
+@pytest.mark.tf
 @pytest.mark.parametrize(
     ("name", "smallest"), [("alexnet_v1", 64), ("alexnet_v2", 64), ("vgg11", 32)]
 )
@@ -84,6 +89,7 @@ def test_the_smallest_input_works_and_one_pixel_less_is_refused(name, smallest):
             build(name, **small | {side: smallest - 1})
 
 
+@pytest.mark.tf
 @pytest.mark.parametrize("name", ["alexnet_v1", "alexnet_v2", "vgg11"])
 def test_oblong_grey_images_and_few_classes(name):
     model = build(name, height=96, width=80, channels=1, classes=7)
@@ -95,6 +101,7 @@ def test_oblong_grey_images_and_few_classes(name):
     assert not np.array_equal(answers[0], answers[1])
 
 
+@pytest.mark.tf
 def test_the_seed_decides_the_weights():
     size = {"height": 64, "width": 64, "classes": 3}
     first, again, other = (

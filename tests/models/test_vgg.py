@@ -7,6 +7,8 @@ from cnnedge.models import build
 from cnnedge.models.layers import SortPool2D
 from cnnedge.models.vgg import make_feature, vgg
 
+pytestmark = pytest.mark.tf
+
 SMALL = {"height": 32, "width": 32, "classes": 3, "fc_units": 8}
 
 

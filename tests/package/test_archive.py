@@ -127,6 +127,7 @@ def test_the_folder_goes_with_the_bundle(tiny, temporary):
     assert list(temporary.iterdir()) == []
 
 
+@pytest.mark.system
 def test_the_folder_goes_at_exit(tiny, tmp_path):
     place = tmp_path / "of-the-process"
     place.mkdir()
@@ -446,6 +447,7 @@ def test_a_full_disk_is_not_taken_for_damage(tiny, temporary, monkeypatch):
     assert list(temporary.iterdir()) == []
 
 
+@pytest.mark.system
 def test_every_command_opens_it(toy_bundle, tmp_path, temporary):
     archive = tmp_path / "toy.zip"
     packed = run("package", toy_bundle.root, "--zip", archive, "--json")

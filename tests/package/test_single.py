@@ -113,6 +113,7 @@ def test_labels_of_any_script_survive(toy_bundle):
     assert {key: found[key] for key in entries} == entries
 
 
+@pytest.mark.system
 def test_an_app_needs_neither_onnx_nor_tensorflow(toy_bundle, tmp_path):
     write_single(toy_bundle, tmp_path / "app.onnx")
     code = (
@@ -127,6 +128,7 @@ def test_an_app_needs_neither_onnx_nor_tensorflow(toy_bundle, tmp_path):
     assert not {"tensorflow", "keras", "onnx", "onnx_ir"} & set(modules)
 
 
+@pytest.mark.system
 def test_packaging_needs_neither_onnx_nor_tensorflow(toy_bundle, tmp_path):
     words = ["package", str(toy_bundle.root), "--onnx", str(tmp_path / "app.onnx")]
     words += ["--zip", str(tmp_path / "b.zip"), "--triton", str(tmp_path / "models")]

@@ -438,6 +438,7 @@ def test_the_client_gets_the_references_answers(client, server, toy_bundle, vari
     assert (given.argmax(1) == reference.argmax(1)).all()
 
 
+@pytest.mark.system
 def test_the_client_as_it_is_called(server, toy_bundle):
     paths, answers = golden(toy_bundle)
     words = [server, f"{toy_bundle.manifest.name}_int8", *map(str, paths)]

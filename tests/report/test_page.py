@@ -86,6 +86,7 @@ def plots_shown(page):
     )
 
 
+@pytest.mark.system
 def test_every_figure_is_drawn_without_network_or_complaint(desk):
     drawn = {}
     selects = desk.locator("section > select")
@@ -303,6 +304,7 @@ def fields(found, place=()):
             yield (*place, key)
 
 
+@pytest.mark.system
 def test_any_field_may_be_null():
     document = sample.document()
     model = document["models"][0]

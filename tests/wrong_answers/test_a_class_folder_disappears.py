@@ -132,10 +132,12 @@ def as_nobody(root, whole):
     return done.stdout.strip()
 
 
+@pytest.mark.system
 def test_another_user_may_read_what_is_open_to_all(public, three):
     assert as_nobody(public, three) == "opened 30 images, 3 classes"
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("name", ["b", "b/00.png", ".", "..", "b/more", "empty"])
 @pytest.mark.parametrize("mode", [0, 0o311])
 def test_what_may_not_be_read_is_an_error_that_names_it(public, three, name, mode):
@@ -254,6 +256,7 @@ def test_heic_is_read_by_the_real_plugin(tmp_path):
 # --- every command that opens a folder says so -------------------------------------------------
 
 
+@pytest.mark.tf
 def test_every_command_tells_it(photos, tmp_path):
     import keras
     from keras import layers

@@ -147,6 +147,7 @@ def by_colour(tmp_path_factory):
     return root
 
 
+@pytest.mark.tf
 def test_a_model_with_its_own_order_is_exported_verified_and_measured(by_colour, tmp_path):
     photos, bundle = str(by_colour / "photos"), tmp_path / "colours"
     given = ["--labels", str(by_colour / "order.txt"), "--data", photos, "--preprocess", "unit"]
@@ -167,6 +168,7 @@ def test_a_model_with_its_own_order_is_exported_verified_and_measured(by_colour,
     assert f"{red}: red" in done.stdout
 
 
+@pytest.mark.tf
 def test_labels_of_other_classes_are_refused_and_the_difference_is_named(by_colour, tmp_path):
     order = tmp_path / "order.txt"
     order.write_text("red\ngreen\nviolet\n")

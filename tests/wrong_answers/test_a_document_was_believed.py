@@ -164,6 +164,7 @@ def vouch(root: Path, name: str, text: str) -> None:
     (root / MANIFEST).write_text(json.dumps(fields))
 
 
+@pytest.mark.system
 def test_nothing_in_the_manifest_is_believed(commands):
     original = json.loads((commands.root / MANIFEST).read_text())
     for turn, (what, text) in enumerate(mutations(original, 800)):
@@ -172,6 +173,7 @@ def test_nothing_in_the_manifest_is_believed(commands):
     commands.found.check(refused=300, done=200)  # what no command reads may be anything
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("document", [INDEX, NOTE])
 def test_nothing_in_the_documents_that_it_vouches_for_is_believed(commands, document):
     original = json.loads((commands.root / document).read_text())
@@ -185,6 +187,7 @@ def test_nothing_in_the_documents_that_it_vouches_for_is_believed(commands, docu
     commands.found.check(refused=100, done=50)
 
 
+@pytest.mark.system
 def test_nothing_in_a_result_is_believed(recorded_result, tmp_path):
     """Of `bench`: what it compares, shows, and writes as CSV, Markdown and a page."""
     from click.testing import CliRunner
@@ -437,6 +440,7 @@ def test_the_note_of_another_plan_is_refused(commands):
         commands.engine()
 
 
+@pytest.mark.tf
 @pytest.mark.parametrize("value", [None, 1, [], {"height": 10**6, "width": 10**6}, "x"])
 @pytest.mark.parametrize("field", ["labels", "image", "normalization", "model"])
 def test_the_note_of_a_keras_file_is_not_believed(field, value):

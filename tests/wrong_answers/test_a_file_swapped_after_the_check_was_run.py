@@ -21,6 +21,8 @@ from cnnedge import signature
 from cnnedge.runtime import opening
 from cnnedge.signature import open_signed, sign_bundle
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory):

@@ -47,6 +47,7 @@ def kill(process):
     assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     "name",
     ["b.zip", "m.onnx", "m.keras", "bundle.sig", "fp16.rtx.plan", "note.json", "run.tar.gz", "x"],
@@ -61,6 +62,7 @@ def test_half_a_file_is_swept_by_the_next_run(tmp_path, name):
     assert sorted(os.listdir(tmp_path)) == sorted(["another.txt", name])
 
 
+@pytest.mark.system
 def test_half_a_folder_is_swept_by_the_next_run(tmp_path):
     kill(writer("folder", tmp_path / "bundle"))
     assert os.listdir(tmp_path), "this is what was left"
@@ -68,6 +70,7 @@ def test_half_a_folder_is_swept_by_the_next_run(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.system
 def test_what_is_unpacked_for_a_run_that_was_killed_is_swept_too(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     kill(writer("scratch", tmp_path / "-", env=os.environ | {"TMPDIR": str(tmp_path)}))
@@ -77,6 +80,7 @@ def test_what_is_unpacked_for_a_run_that_was_killed_is_swept_too(tmp_path, monke
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_what_a_living_run_writes_stays(tmp_path, kind):
     alive, dead = (writer(kind, tmp_path / name) for name in ("slow", "dead"))
@@ -91,6 +95,7 @@ def test_what_a_living_run_writes_stays(tmp_path, kind):
     assert sorted(os.listdir(tmp_path)) == ["quick.txt", "slow"]
 
 
+@pytest.mark.system
 def test_two_runs_that_write_the_same_file_at_once_do_not_meet(tmp_path):
     path = tmp_path / "b.zip"
     one, two = writer("file", path), writer("file", path)
@@ -111,6 +116,7 @@ def in_a_container(command):
     )
 
 
+@pytest.mark.system
 def test_in_a_container_a_killed_run_does_not_block_the_next(tmp_path, toy_bundle):
     package = (sys.executable, "-m", "cnnedge", "package", toy_bundle.root, "--triton")
     folder = tmp_path / "t"

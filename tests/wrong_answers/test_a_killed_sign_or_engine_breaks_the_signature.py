@@ -27,6 +27,8 @@ pytest.importorskip("model_signing", reason="the extra `sign` is not installed: 
 
 from cnnedge.signature import check_signature, sign_bundle
 
+pytestmark = pytest.mark.system
+
 TOKEN = ".cnnedge.0123456789abcdef.partial"
 
 

@@ -96,6 +96,7 @@ def test_help_is_shown_on_an_ascii_terminal(words):
     assert (ran.exit_code, ran.exception) == (0, None)
 
 
+@pytest.mark.tf
 def test_no_command_dies_of_an_ascii_terminal(evil, photo):
     commands = [
         ["models"],
@@ -124,6 +125,7 @@ def test_no_command_dies_of_an_ascii_terminal(evil, photo):
         assert len(ran.output) > 20
 
 
+@pytest.mark.system
 def test_a_real_process_says_it_in_ascii(evil, photo):
     plain = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0"}
     environment = os.environ | plain | {"PYTHONCOERCECLOCALE": "0"}
@@ -137,6 +139,7 @@ def test_a_real_process_says_it_in_ascii(evil, photo):
         assert b"Traceback" not in ran.stderr
 
 
+@pytest.mark.system
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes there")
 def test_a_file_whose_name_is_no_text_is_named(evil, photo):
     odd = os.fsdecode(os.fsencode(photo.parent) + b"/\xff.png")

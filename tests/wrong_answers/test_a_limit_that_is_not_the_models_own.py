@@ -26,6 +26,8 @@ from cnnedge.result import CEILING, PARITY, limit_of
 from cnnedge.selftest import TOLERANCE, tolerance
 from cnnedge.verify import verify_bundle
 
+pytestmark = pytest.mark.tf
+
 SIZE, COUNT = 32, 60
 COLOURS = np.array([[120, 110, 100], [126, 110, 100], [120, 116, 100]])
 

@@ -19,6 +19,8 @@ from cnnedge.head import read_head, require_head
 from cnnedge.pipeline import export_bundle
 from cnnedge.recipe import make_recipe
 
+pytestmark = pytest.mark.tf
+
 SIZE = 32
 
 

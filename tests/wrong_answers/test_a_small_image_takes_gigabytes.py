@@ -75,6 +75,7 @@ CASES = {
 }
 
 
+@pytest.mark.system
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the peak")
 @pytest.mark.parametrize("name", CASES)
 def test_the_peak_of_one_image_stays_below_the_limit(tmp_path, name):

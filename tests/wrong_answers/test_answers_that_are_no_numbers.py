@@ -145,6 +145,7 @@ def export(path: Path, data: Path, out: Path, *more: str):
     return CliRunner().invoke(main, ["export", str(path), *options])
 
 
+@pytest.mark.tf
 def test_a_model_that_answers_so_is_not_exported(three, tmp_path):
     def change(model):
         head = model.get_layer("head")
@@ -186,6 +187,7 @@ def overflowing(three, tmp_path_factory):
         return export_bundle(recipe, folder / "out")[0]
 
 
+@pytest.mark.tf
 def test_what_half_precision_cannot_hold_fails_and_is_not_loaded(overflowing, three):
     fp32, fp16 = overflowing.manifest.variants
     assert fp32.verified
@@ -268,6 +270,7 @@ def test_a_contestant_that_answers_so_is_neither_timed_nor_picked(toy_bundle):
 # --- the apps of export/ ------------------------------------------------------------------------
 
 
+@pytest.mark.system
 def test_the_smallest_python_app_says_so(bundle_copy, three):
     poison(bundle_copy, "model.fp32.onnx", np.nan)
     app, photo = ROOT / "export" / "x86-cpu" / "bare.py", next(three.rglob("*.png"))
@@ -277,6 +280,7 @@ def test_the_smallest_python_app_says_so(bundle_copy, three):
     assert ran.stderr.startswith(f"error: {photo}: the model answers with NaN or infinity")
 
 
+@pytest.mark.system
 @pytest.mark.skipif(shutil.which("node") is None, reason="no Node on this machine")
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
 def test_the_page_and_node_say_so(value):

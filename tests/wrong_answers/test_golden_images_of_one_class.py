@@ -57,6 +57,7 @@ def test_a_test_split_smaller_than_a_self_test_is_taken_whole():
     assert golden_images(split, answers) == [0, 1, 2, 3]
 
 
+@pytest.mark.tf
 def test_a_bundle_of_folders_holds_images_of_all_classes(photos, tmp_path):
     import keras
     from keras import layers

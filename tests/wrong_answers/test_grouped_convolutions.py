@@ -14,6 +14,8 @@ from cnnedge.export import export_onnx
 from cnnedge.graph.write import serialize
 from cnnedge.image import ImageContract
 
+pytestmark = pytest.mark.tf
+
 SIZE = 32
 
 

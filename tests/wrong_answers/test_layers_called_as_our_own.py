@@ -27,6 +27,8 @@ from cnnedge.quantize import (
     quantize,
 )
 
+pytestmark = pytest.mark.tf
+
 SIZE = 32
 
 

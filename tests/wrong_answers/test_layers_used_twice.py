@@ -26,6 +26,8 @@ from cnnedge.quantize import (
 )
 from cnnedge.result import Verdict, compare
 
+pytestmark = pytest.mark.tf
+
 SIZE = 32
 WIDTH = 128  # of the dense layer that is used twice: a block of 8-bit weights
 

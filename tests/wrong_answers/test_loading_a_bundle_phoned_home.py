@@ -67,6 +67,7 @@ def image(toy_bundle):
     return sorted((toy_bundle.root / "selftest").glob("*.png"))[0]
 
 
+@pytest.mark.system
 def test_nothing_is_sent_and_nothing_is_left_behind(watched, toy_bundle, image):
     for words in (
         ("-c", LOAD, toy_bundle.root, image),
@@ -96,11 +97,13 @@ def test_nor_by_an_export(watched, toy_file, tmp_path):
     assert (tmp_path / "out" / "manifest.json").is_file()
 
 
+@pytest.mark.system
 def test_nor_by_a_drawing(watched):
     pytest.importorskip("matplotlib")
     assert watched("-c", FIGURES) == ([], "")
 
 
+@pytest.mark.system
 def test_nor_by_openvino(watched, toy_bundle, image, tmp_path):
     pytest.importorskip("openvino")
     code = LOAD.replace("argv[1])", "argv[1], runtime='openvino')")
@@ -110,17 +113,20 @@ def test_nor_by_openvino(watched, toy_bundle, image, tmp_path):
     watched("-c", again) if find_spec("openvino_telemetry") else None
 
 
+@pytest.mark.system
 def test_nor_by_the_app_without_cnnedge(watched, toy_bundle, image):
     bare = ROOT / "export" / "x86-cpu" / "bare.py"
     assert watched(bare, toy_bundle.path("model.int8.onnx"), image) == ([], "")
 
 
+@pytest.mark.system
 def test_a_home_that_cannot_be_written_is_no_hindrance(watched, toy_bundle, image, tmp_path):
     nowhere = Path("/proc/self/nowhere")
     assert watched("-c", LOAD, toy_bundle.root, image, home=nowhere) == ([], "")
     assert watched("-c", FIGURES, home=nowhere)[1] == ""
 
 
+@pytest.mark.system
 def test_the_system_sees_no_connection_either(watched, toy_bundle, image, tmp_path):
     """What native code does, no hook of Python's sees."""
     strace = shutil.which("strace")
@@ -133,12 +139,14 @@ def test_the_system_sees_no_connection_either(watched, toy_bundle, image, tmp_pa
     assert re.findall(r"(?:connect|sendto)\(.*AF_INET.*", trace.read_text()) == []
 
 
+@pytest.mark.system
 def test_who_wants_the_telemetry_keeps_his_setting(watched):
     said = "from cnnedge.quiet import import_onnxruntime; import os; import_onnxruntime()"
     check = f"{said}; assert os.environ['ORT_DISABLE_TELEMETRY'] == '0'"
     watched("-c", check, ORT_DISABLE_TELEMETRY="0")
 
 
+@pytest.mark.tf
 def test_keras_keeps_what_it_downloads_where_it_always_did(watched, tmp_path):
     pytest.importorskip("keras")
     check = (

@@ -17,6 +17,8 @@ from cnnedge.pipeline import export_bundle
 from cnnedge.recipe import make_recipe
 from cnnedge.result import limit_of
 
+pytestmark = pytest.mark.tf
+
 POLICIES = ("mixed_float16", "float16", "mixed_bfloat16", "bfloat16", "float64")
 
 

@@ -19,6 +19,8 @@ from keras import layers, ops
 
 from cnnedge.cli import main
 
+pytestmark = pytest.mark.tf
+
 SIZE, CLASSES = 32, 3
 UNIT = ("--preprocess", "unit")
 

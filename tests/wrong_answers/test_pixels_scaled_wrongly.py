@@ -14,6 +14,8 @@ keras = pytest.importorskip("keras")
 from keras import layers as L  # noqa: E402, N812
 from keras import ops  # noqa: E402
 
+pytestmark = pytest.mark.tf
+
 MEAN, DEVIATION = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
 
 

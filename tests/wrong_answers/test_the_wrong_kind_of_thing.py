@@ -198,6 +198,7 @@ def test_a_recipes_own_field_is_called_so(things, tmp_path):
 # --- what other libraries say ---------------------------------------------------------------------
 
 
+@pytest.mark.tf
 def test_the_class_that_keras_does_not_know_is_named(tmp_path):
     import keras
 

@@ -19,6 +19,8 @@ pytest.importorskip("keras")
 from cnnedge.cli import main
 from cnnedge.train.plateau import Blind, findings
 
+pytestmark = pytest.mark.tf
+
 MODEL = "alexnet_v2"  # the smallest of the built-in ones
 LN4 = float(np.log(4))
 

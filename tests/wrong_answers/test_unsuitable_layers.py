@@ -25,6 +25,8 @@ from cnnedge.quantize import (
 )
 from cnnedge.quantize.qdq import activation_scale
 
+pytestmark = pytest.mark.tf
+
 SIZE = 32
 TARGETS = pytest.mark.parametrize("target", [CPU, TRT], ids=["cpu", "trt"])
 

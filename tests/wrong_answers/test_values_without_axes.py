@@ -16,6 +16,8 @@ from cnnedge.graph.write import serialize
 from cnnedge.image import ImageContract
 from cnnedge.quantize import CPU, TRT, calibrate, choose_ranges, make_plan, quantize
 
+pytestmark = pytest.mark.tf
+
 SIZE = 32
 
 

@@ -13,6 +13,8 @@ from cnnedge.backends.keras_outputs import find_output, only_output, output_name
 from cnnedge.cli import main
 from cnnedge.errors import ModelError
 
+pytestmark = pytest.mark.tf
+
 
 def parts():
     keras.utils.set_random_seed(0)
