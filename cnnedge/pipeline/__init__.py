@@ -139,6 +139,25 @@ def export_bundle(
     return open_bundle(out), warnings
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """A variant as loaded from its file: uint8 batches in, whatever its graph takes."""
+
+    answer: Answer
+    fingerprint: Callable[[np.ndarray], Fingerprints]
+    provider: str
+
+
+@dataclass(frozen=True)
+class _Built:
+    """A variant in its bundle, with what was found of it; replaced as a whole."""
+
+    graph: Graph
+    opened: _Opened
+    comparison: Comparison
+    verdict: Verdict
+
+
 def _build(
     source: Source, recipe: Recipe, folder: Path, warnings: list[str], progress: Progress
 ) -> Manifest:
@@ -146,15 +165,35 @@ def _build(
     test = _test_split(source, recipe)
     graphs, calibrated = _convert(source, recipe, test, folder, warnings, progress)
     # From here on what is measured is the files, as a receiver will load them.
-    for graph in graphs:
-        write_onnx(graph.model, folder / graph.file)
-    reference = source.reference()
-    contestants = _open(graphs, source, recipe, folder)
-    run: dict[str, Answer] = {name: opened.answer for name, opened in contestants.items()}
+    opened = [_write_and_open(graph, source, recipe, folder) for graph in graphs]
+    comparisons, answers, limits = _compare(source, test, graphs, opened, progress)
+    gate = Gate(source, recipe, test, answers)
+    warnings += gate.warnings
+    variants = []
+    for graph, loaded, comparison in zip(graphs, opened, comparisons, strict=True):
+        verdict = gate.judge(graph.precision, graph.model, comparison)
+        variants.append(_Built(graph, loaded, comparison, verdict))
+    if calibrated is not None and recipe.guard:
+        variants = [_mended(one, calibrated, gate, folder, progress) for one in variants]
+    bench = _measure(source, recipe, test, variants, progress)
+    files = _write_selftest(source, test, variants, answers, limits, folder)
+    manifest = _describe(gate, variants, bench, calibrated, folder)
+    (folder / REPORT).write_text(render_report(manifest, bench), encoding="utf-8")
+    return replace(manifest, files=describe_files(folder, [*files, REPORT]))
 
-    comparisons, answers = compare_variants(
-        run,
-        reference,
+
+def _compare(
+    source: Source, test: Split, graphs: list[Graph], opened: list[_Opened], progress: Progress
+) -> tuple[list[Comparison], np.ndarray, dict[str, float]]:
+    """Hold every variant's answers to the test images against the reference's.
+
+    Returns:
+        A comparison for each, with the limit of its parity; the reference's answers, float32
+        ``[N, classes]``; and the limits by precision.
+    """
+    found, answers = compare_variants(
+        {graph.name: one.answer for graph, one in zip(graphs, opened, strict=True)},
+        source.reference(),
         test,
         source.image,
         who="the model itself" + weights_not_finite(source.model),
@@ -167,75 +206,61 @@ def _build(
         test,
         source.image,
         answers if rounds_as is None else answers_in_float32(source, test),
-        {graph.precision: comparisons[graph.name] for graph in graphs},
+        {graph.precision: found[graph.name] for graph in graphs},
         progress,
         rounds_as,
     )
-    for graph in graphs:
-        comparisons[graph.name] = replace(
-            comparisons[graph.name], limit=limits.get(graph.precision), rounds_as=rounds_as
-        )
-    gate = Gate(source, recipe, test, answers)
-    warnings += gate.warnings
-    verdicts = {g.name: gate.judge(g.precision, g.model, comparisons[g.name]) for g in graphs}
-    for index, graph in enumerate(graphs):
-        found = comparisons[graph.name]
-        lost_too_much = found.drop > recipe.max_drop or found.not_finite > 0
-        may_be_mended = graph.precision == "int8" and verdicts[graph.name].failed and lost_too_much
-        if calibrated is None or not recipe.guard or not may_be_mended:
-            continue
-        plain = (comparisons[graph.name], verdicts[graph.name])
-        graphs[index] = mended = _guard(calibrated, graph, plain, gate, folder, progress)
-        write_onnx(mended.model, folder / mended.file)
-        contestants |= _open([mended], source, recipe, folder)
-        run[mended.name] = contestants[mended.name].answer
-        comparisons[mended.name] = gate.compare(run[mended.name])
-        verdicts[mended.name] = gate.judge(mended.precision, mended.model, comparisons[mended.name])
-    bench = _measure(source, recipe, test, graphs, contestants, progress)
+    limited = [
+        replace(found[graph.name], limit=limits.get(graph.precision), rounds_as=rounds_as)
+        for graph in graphs
+    ]
+    return limited, answers, limits
+
+
+def _write_selftest(
+    source: Source,
+    test: Split,
+    variants: list[_Built],
+    answers: np.ndarray,
+    limits: Mapping[str, float],
+    folder: Path,
+) -> list[str]:
+    """Write the self-test, the reference's answers where they are small, and the labels."""
     files = write_selftest(
         folder,
         [test.items[i] for i in golden_images(test, answers)],
         source.image,
-        reference,
-        run,
-        {name: opened.fingerprint for name, opened in contestants.items()},
+        source.reference(),
+        {one.graph.name: one.opened.answer for one in variants},
+        {one.graph.name: one.opened.fingerprint for one in variants},
         limits,
     )
     if answers.size <= MOST_RECORDED_ANSWERS:
         np.savez_compressed(folder / REFERENCE_ANSWERS, answers=answers)
         files.append(REFERENCE_ANSWERS)
     write_labels(folder, source.labels)
-    files.append(LABELS)
+    return [*files, LABELS]
 
+
+def _describe(
+    gate: Gate,
+    variants: list[_Built],
+    bench: Benchmark,
+    calibrated: Calibrated | None,
+    folder: Path,
+) -> Manifest:
+    """Return the manifest, its list of other files aside."""
+    source, recipe, test = gate.source, gate.recipe, gate.test
     latency = {m.name: _summary(m, bench.doubt) for m in bench.measurements}
-    variants = tuple(
-        Variant(
-            name=graph.name,
-            file=graph.file,
-            sha256=sha256(folder / graph.file),
-            bytes=(folder / graph.file).stat().st_size,
-            precision=graph.precision,
-            target=graph.target,
-            achieved=achieved_precision(graph.model),
-            accuracy=comparisons[graph.name],
-            verdict=verdicts[graph.name],
-            provider=contestants[graph.name].provider,
-            latency=latency.get(graph.name),
-            quantization=graph.quantization,
-            recommendation=gate.recommend(bench, graph.name, graph.precision),
-        )
-        for graph in graphs
-    )
-    alone = compare(answers, answers, test.targets)
+    alone = compare(gate.expected, gate.expected, test.targets)
     parameters = int(source.model.count_params())
-    manifest = Manifest(
+    weights = {v.path: v.numpy() for v in source.model.trainable_variables}
+    return Manifest(
         name=source.name,
         model=ModelRecord(
             origin=source.origin,
             weights=source.weights,
-            weights_sha256=weights_digest(
-                {v.path: v.numpy() for v in source.model.trainable_variables}
-            ),
+            weights_sha256=weights_digest(weights),
             parameters=parameters,
             emits=source.emits,
             output=source.output,
@@ -245,7 +270,10 @@ def _build(
         normalization=source.normalization,
         input=recipe.input,
         labels=source.labels,
-        variants=variants,
+        variants=tuple(
+            _describe_variant(one, gate, bench, latency.get(one.graph.name), folder)
+            for one in variants
+        ),
         reference=ReferenceRecord(
             top1=alone.top1,
             top5=alone.top5,
@@ -262,9 +290,27 @@ def _build(
         max_drop=recipe.max_drop,
         recipe=recipe.to_dict(),
     )
-    (folder / REPORT).write_text(render_report(manifest, bench), encoding="utf-8")
-    files.append(REPORT)
-    return replace(manifest, files=describe_files(folder, files))
+
+
+def _describe_variant(
+    one: _Built, gate: Gate, bench: Benchmark, latency: Latency | None, folder: Path
+) -> Variant:
+    graph, path = one.graph, folder / one.graph.file
+    return Variant(
+        name=graph.name,
+        file=graph.file,
+        sha256=sha256(path),
+        bytes=path.stat().st_size,
+        precision=graph.precision,
+        target=graph.target,
+        achieved=achieved_precision(graph.model),
+        accuracy=one.comparison,
+        verdict=one.verdict,
+        provider=one.opened.provider,
+        latency=latency,
+        quantization=graph.quantization,
+        recommendation=gate.recommend(bench, graph.name, graph.precision),
+    )
 
 
 def _convert(
@@ -312,27 +358,31 @@ def _convert(
     return graphs, calibrated
 
 
-def _guard(
-    calibrated: Calibrated,
-    graph: Graph,
-    plain: tuple[Comparison, Verdict],
-    gate: Gate,
-    folder: Path,
-    progress: Progress,
-) -> Graph:
-    """Return a variant that holds its gate, or the best that could be made of it."""
+def _mended(
+    one: _Built, calibrated: Calibrated, gate: Gate, folder: Path, progress: Progress
+) -> _Built:
+    """Return an INT8 variant that holds its gate, or the best that could be made of it."""
     from cnnedge.backends.onnxruntime import open_session
+
+    lost_too_much = one.comparison.drop > gate.recipe.max_drop or one.comparison.not_finite > 0
+    if not (one.graph.precision == "int8" and one.verdict.failed and lost_too_much):
+        return one
 
     def evaluate(model: ir.Model) -> tuple[Comparison, Verdict]:
         session = open_session(serialize(model))
         comparison = gate.compare(lambda batch: session(as_taken(batch)))
-        return comparison, gate.judge(graph.precision, model, comparison)
+        return comparison, gate.judge(one.graph.precision, model, comparison)
 
-    as_taken = _as_taken(gate.source, gate.recipe)
+    as_taken, plain = _as_taken(gate.source, gate.recipe), (one.comparison, one.verdict)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        found = guard_variant(calibrated, graph.name, plain, evaluate, Path(scratch), progress)
-    described = describe_quantization(found.graph, found.method, found)
-    return replace(graph, model=found.graph.model, quantization=described)
+        guarded = guard_variant(
+            calibrated, one.graph.name, plain, evaluate, Path(scratch), progress
+        )
+    described = describe_quantization(guarded.graph, guarded.method, guarded)
+    graph = replace(one.graph, model=guarded.graph.model, quantization=described)
+    opened = _write_and_open(graph, gate.source, gate.recipe, folder)
+    comparison = gate.compare(opened.answer)
+    return _Built(graph, opened, comparison, gate.judge(graph.precision, graph.model, comparison))
 
 
 def _as_taken(source: Source, recipe: Recipe) -> Answer:
@@ -342,37 +392,24 @@ def _as_taken(source: Source, recipe: Recipe) -> Answer:
     return lambda batch: batch
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """A variant as loaded from its file: uint8 batches in, whatever its graph takes."""
-
-    answer: Answer
-    fingerprint: Callable[[np.ndarray], Fingerprints]
-    provider: str
-
-
-def _open(graphs: list[Graph], source: Source, recipe: Recipe, folder: Path) -> dict[str, _Opened]:
+def _write_and_open(graph: Graph, source: Source, recipe: Recipe, folder: Path) -> _Opened:
     from cnnedge.backends.onnxruntime import open_session
 
-    as_taken = _as_taken(source, recipe)
-
-    def open_one(path: Path) -> _Opened:
-        session = open_session(path)
-        return _Opened(
-            lambda batch: session(as_taken(batch)),
-            lambda batch: layer_fingerprints(path, as_taken(batch)),
-            session.provider,
-        )
-
-    return {graph.name: open_one(folder / graph.file) for graph in graphs}
+    path, as_taken = folder / graph.file, _as_taken(source, recipe)
+    write_onnx(graph.model, path)
+    session = open_session(path)
+    return _Opened(
+        lambda batch: session(as_taken(batch)),
+        lambda batch: layer_fingerprints(path, as_taken(batch)),
+        session.provider,
+    )
 
 
 def _measure(
     source: Source,
     recipe: Recipe,
     test: Split,
-    graphs: list[Graph],
-    opened: dict[str, _Opened],
+    variants: list[_Built],
     progress: Progress,
 ) -> Benchmark:
     """Measure the latency of every variant and of Keras on one test image, interleaved."""
@@ -381,12 +418,12 @@ def _measure(
     image = next(iter(test.batches(source.image, 1)))[0]
     keras = compiled(source.model, source.normalization)
     contestants: dict[str, Callable[[], Any]] = {"keras": partial(keras, image)}
-    for graph in graphs:
-        if graph.target != "trt":  # a CPU would emulate it: its speed there means nothing
-            contestants[graph.name] = partial(opened[graph.name].answer, image)
-    measured, found = measure_watched(contestants, seconds=recipe.bench_seconds, progress=progress)
-    precisions = {graph.name: graph.precision for graph in graphs}
-    return Benchmark(tuple(measured), "keras", environment(None) | found, precisions)
+    for one in variants:
+        if one.graph.target != "trt":  # a CPU would emulate it: its speed there means nothing
+            contestants[one.graph.name] = partial(one.opened.answer, image)
+    measured, load = measure_watched(contestants, seconds=recipe.bench_seconds, progress=progress)
+    precisions = {one.graph.name: one.graph.precision for one in variants}
+    return Benchmark(tuple(measured), "keras", environment(None) | load, precisions)
 
 
 def _precisions(recipe: Recipe, source: Source, warnings: list[str]) -> list[Precision]:
