@@ -113,6 +113,15 @@ NORMALIZATIONS: dict[str, Normalization] = {
 }
 
 
+def normalizations_of(channels: int) -> tuple[str, ...]:
+    """Return the names in `NORMALIZATIONS` of those that images of so many channels can have."""
+    return tuple(
+        name
+        for name, spec in NORMALIZATIONS.items()
+        if {len(spec.scale), len(spec.offset)} <= {1, channels}
+    )
+
+
 def to_tensor(source: ImageSource, contract: ImageContract) -> np.ndarray:
     """Return one image as the network takes it: uint8 ``[H, W, C]``.
 

@@ -13,7 +13,7 @@ from msgspec import to_builtins
 from cnnedge.archive import Sizes
 from cnnedge.documents import Amount, Count, Labels, Name, Points, Sha256, hold, parse_json
 from cnnedge.errors import BundleError
-from cnnedge.image import NORMALIZATIONS, ImageContract
+from cnnedge.image import ImageContract, normalizations_of
 from cnnedge.machine import Machine
 from cnnedge.plan import RuntimeName
 from cnnedge.result import Comparison, Recommendation, Verdict
@@ -127,9 +127,10 @@ class Manifest:
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
-        if self.normalization not in NORMALIZATIONS:
-            known = ", ".join(NORMALIZATIONS)
-            raise ValueError(f"normalization {self.normalization[:SHOWN]!r} is none of {known}")
+        known = normalizations_of(self.image.channels)
+        if self.normalization not in known:
+            shown = f"{self.normalization[:SHOWN]!r} is none of {', '.join(known)}"
+            raise ValueError(f"normalization {shown}")
 
     def variant(self, name: str) -> Variant:
         """Return the variant of that name.

@@ -10,7 +10,7 @@ from cnnedge.chance import against_chance, better
 from cnnedge.data import Split
 from cnnedge.errors import ModelError
 from cnnedge.head import softmax
-from cnnedge.image import NORMALIZATIONS, ImageContract
+from cnnedge.image import ImageContract, normalizations_of
 
 CHOICES = "unit (x/255), tf (x/127.5-1), caffe, torch or none (0…255)"
 MOST_IMAGES = 256  # that preprocessings are compared on
@@ -77,7 +77,7 @@ def check_preprocessing(
     first = answers[asked].argmax(1)
     at_chance = labelled and against_chance(first, some.targets).at_chance
     if doubtful or at_chance or (first != some.targets).sum() >= FEWEST_WRONG:
-        others = [name for name in NORMALIZATIONS if name != asked]
+        others = [name for name in normalizations_of(image.channels) if name != asked]
         answers |= {name: predict(model, images, name) for name in others}
     right = {name: given.argmax(1) == some.targets for name, given in answers.items()}
     best = max(right, key=lambda name: right[name].sum())

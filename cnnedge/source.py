@@ -14,7 +14,7 @@ from cnnedge.data.labels import as_label, difference, in_order, read_labels, sam
 from cnnedge.errors import DataError, MissingExtraError, ModelError
 from cnnedge.export import ExportedGraph, classifier_shape, export_onnx
 from cnnedge.head import SINGLE
-from cnnedge.image import ImageContract
+from cnnedge.image import ImageContract, normalizations_of
 from cnnedge.kind import HDF5, kind_of
 from cnnedge.models import MODELS, build
 from cnnedge.preprocessing import check_preprocessing, wanted
@@ -161,6 +161,7 @@ def resolve(
         dataset = _in_order(dataset, labels)
     image = replace(note.image, resize=recipe.resize or note.image.resize)
     normalization = recipe.preprocess or note.normalization
+    _require_fitting(normalization, image)
     if recipe.preprocess or note.weights == "user":
         warnings += check_preprocessing(
             model, image, normalization, dataset.test, labelled=spec is not None
@@ -186,6 +187,16 @@ def resolve(
         rounds_as=network.rounds_as,
     )
     return _asked(source), warnings
+
+
+def _require_fitting(normalization: str, image: ImageContract) -> None:
+    fitting = normalizations_of(image.channels)
+    if normalization not in fitting:
+        raise ModelError(
+            f"--preprocess {normalization} has a number for each of three channels, and the model "
+            f"takes {image.channels}",
+            fix=f"choose one of {', '.join(fitting)}",
+        )
 
 
 def _asked(source: Source) -> Source:

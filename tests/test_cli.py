@@ -262,12 +262,12 @@ def test_data_that_does_not_fit_is_refused(tmp_path, toy_file):
 
 
 def test_a_full_disk_leaves_nothing(tmp_path, toy_file, monkeypatch):
-    from cnnedge import pipeline
+    from cnnedge.pipeline import build
 
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pipeline, "write_labels", full)
+    monkeypatch.setattr(build, "write_labels", full)
     result = run("export", toy_file, "-o", tmp_path / "out", "--test-images", 20)
     assert "No space left on device" in error_of(result)
     assert list(tmp_path.iterdir()) == []

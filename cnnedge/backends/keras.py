@@ -24,7 +24,7 @@ from cnnedge.documents import Labels, read_as
 from cnnedge.errors import ModelError, first_line, one_line
 from cnnedge.files import atomic_path, require_keras_file
 from cnnedge.head import LOGITS, SINGLE, as_probabilities, read_head
-from cnnedge.image import NORMALIZATIONS, ImageContract, normalize
+from cnnedge.image import ImageContract, normalizations_of, normalize
 from cnnedge.kind import HDF5, kind_of
 from cnnedge.sections import Weights
 
@@ -60,7 +60,7 @@ class ModelNote:
             ValueError: it is no note; the message says why.
         """
         note = read_as(text, ModelNote)
-        if note.normalization not in NORMALIZATIONS:
+        if note.normalization not in normalizations_of(note.image.channels):
             raise ValueError(f"unknown normalization {note.normalization[:40]!r}")
         return note
 

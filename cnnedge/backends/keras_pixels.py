@@ -17,7 +17,7 @@ import numpy as np
 
 from cnnedge.backends.keras_graph import Call, KerasGraph, trace_calls
 from cnnedge.errors import ModelError
-from cnnedge.image import NORMALIZATIONS, ImageContract, normalize
+from cnnedge.image import ImageContract, normalizations_of, normalize
 
 # Enough to fit an affine map of three channels, and to see where a map is none.
 _COLOURS = np.array(
@@ -80,7 +80,7 @@ class PixelReading:
         if self.takes_raw:
             return ("none",)
         small = ("unit", "tf", "torch") if self.by else ()
-        return tuple(name for name in small if self.reach[name].centred)
+        return tuple(name for name in small if name in self.reach and self.reach[name].centred)
 
 
 def read_pixels(model: keras.Model, image: ImageContract) -> PixelReading | None:
@@ -98,7 +98,7 @@ def read_pixels(model: keras.Model, image: ImageContract) -> PixelReading | None
     images = np.broadcast_to(colours[:, None, None], (len(colours), *image.shape))
     by: tuple[str, ...] = ()
     reach = {}
-    for name in NORMALIZATIONS:
+    for name in normalizations_of(image.channels):
         front, changed = _first_values(graph, normalize(images, name))
         reach[name] = _reach([_affine(values, colours) for values in front])
         by = changed if name == "none" else by

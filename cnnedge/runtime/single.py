@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 from cnnedge.bundle import Bundle, Manifest, Variant
 from cnnedge.errors import BundleError, ModelError
 from cnnedge.files import sha256
-from cnnedge.image import NORMALIZATIONS
+from cnnedge.image import normalizations_of
 from cnnedge.manifest import Precision, TargetName
 from cnnedge.metadata import About, read_metadata
 from cnnedge.result import Status, Verdict
@@ -76,7 +76,7 @@ def open_single(path: Path, variant: str | None, settings: RunSettings) -> Singl
     about = read_metadata(facts.metadata, str(path))
     check_contract(facts, about, str(path))
     takes_float = facts.input.dtype == "float32"
-    if takes_float and about.normalization not in NORMALIZATIONS:
+    if takes_float and about.normalization not in normalizations_of(about.image.channels):
         raise ModelError(
             f"{path} takes float32 and does not say how its pixels are normalized",
             fix="package it with `cnnedge package BUNDLE --onnx FILE`",

@@ -14,12 +14,12 @@ import pytest
 from click.testing import CliRunner
 from test_bundle import edit_manifest, rehash
 
-from cnnedge import pipeline
 from cnnedge.backends.keras import load_model
 from cnnedge.backends.keras_rounding import moved, weights_moved
 from cnnedge.bundle import open_bundle
 from cnnedge.cli import main
-from cnnedge.pipeline import export_bundle
+from cnnedge.errors import BundleError
+from cnnedge.pipeline import build, export_bundle
 from cnnedge.recipe import make_recipe
 from cnnedge.report.bundle import variant_rows
 from cnnedge.result import CEILING, PARITY, limit_of
@@ -134,10 +134,14 @@ def test_a_bundle_without_a_limit_is_held_to_the_fixed_figure(exported, alike, t
     import shutil
 
     old = shutil.copytree(exported.root, tmp_path / "old")
-    for absurd in (None, "much", True, float("nan"), -1.0):
+    for absurd in ("much", True, -1.0):
         edit_manifest(
             old, lambda f, a=absurd: [v["accuracy"].update(limit=a) for v in f["variants"]]
         )
+        with pytest.raises(BundleError, match=r"\$\.variants\[0\]\.accuracy\.limit: expected"):
+            verify_bundle(old, open_source(alike))
+    for none in (None, float("nan")):
+        edit_manifest(old, lambda f, a=none: [v["accuracy"].update(limit=a) for v in f["variants"]])
         found = verify_bundle(old, open_source(alike))
         assert statuses(found)["fp16"] == "failed"
         assert "fp16 may differ by 2.0e-03" in found.variants[1].verdict.reason
@@ -202,7 +206,7 @@ def test_a_fault_is_no_rounding(exported, alike, tmp_path, fault):
 
 def test_a_fault_of_the_export_is_refused_at_the_export(sharp, alike, tmp_path, monkeypatch):
     """The limit owes nothing to the graph, so a wrong one does not widen it."""
-    write = pipeline.write_onnx
+    write = build.write_onnx
 
     def written(model, path):
         write(model, path)
@@ -210,7 +214,7 @@ def test_a_fault_of_the_export_is_refused_at_the_export(sharp, alike, tmp_path, 
         channels_reversed(broken)
         onnx.save(broken, path)
 
-    monkeypatch.setattr(pipeline, "write_onnx", written)
+    monkeypatch.setattr(build, "write_onnx", written)
     bundle, _ = export_bundle(recipe_of(sharp, alike), tmp_path / "out")
     assert [v.verified for v in bundle.manifest.variants] == [False, False]
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from test_bundle import edit_manifest, rehash
 
 import cnnedge
-from cnnedge import pipeline, sweep
+from cnnedge import sweep
 from cnnedge.benchmark.accuracy import Answers, describe
 from cnnedge.benchmark.pick import pick
 from cnnedge.benchmark.station import Station
@@ -25,7 +25,7 @@ from cnnedge.data import open_source
 from cnnedge.errors import BackendError, GateError, ModelError
 from cnnedge.package.archive import write_archive
 from cnnedge.package.single import write_single
-from cnnedge.pipeline import export_bundle
+from cnnedge.pipeline import build, export_bundle
 from cnnedge.recipe import make_recipe
 from cnnedge.result import DATA_TYPES, compare, judge
 from cnnedge.runtime import Choice, Classifier
@@ -167,7 +167,7 @@ def test_a_model_that_answers_so_is_not_exported(three, tmp_path):
 def overflowing(three, tmp_path_factory):
     """A bundle whose FP16 variant overflows, as it would where halves are really computed with."""
     folder = tmp_path_factory.mktemp("overflowing")
-    write = pipeline.write_onnx
+    write = build.write_onnx
 
     def written(model, path):
         write(model, path)
@@ -183,7 +183,7 @@ def overflowing(three, tmp_path_factory):
         bench_seconds=0.05,
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "write_onnx", written)
+        patch.setattr(build, "write_onnx", written)
         return export_bundle(recipe, folder / "out")[0]
 
 

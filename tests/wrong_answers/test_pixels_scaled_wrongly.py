@@ -247,3 +247,29 @@ def test_another_preprocessing_that_does_better_is_told(trained, photos60, tmp_p
     assert found == "caffe"
     assert len(warnings) == 1
     assert "with unit 100.0%" in warnings[0]
+
+
+# --- one channel ---------------------------------------------------------------------------------
+
+
+def grey(scaling):
+    inputs = keras.Input((SIZE, SIZE, 1))
+    x = L.Conv2D(4, 3, strides=2, activation="relu")(scaling(inputs))
+    outputs = L.Dense(10, activation="softmax")(L.GlobalAveragePooling2D()(x))
+    return keras.Model(inputs, outputs)
+
+
+def test_a_grey_model_is_asked_about_what_one_channel_can_have(tmp_path):
+    """Normalizations with three numbers were tried on its one channel, and ended in a traceback."""
+    assert normalization_of(grey(L.Rescaling(1 / 255)), tmp_path)[0] == "none"
+    with pytest.raises(ModelError, match="does not say how it wants its pixels"):
+        normalization_of(grey(L.Identity()), tmp_path)
+    for name in ("unit", "tf", "none"):
+        asked = {"preprocess": name, "data": "digits"}
+        assert normalization_of(grey(L.Identity()), tmp_path, **asked)[0] == name
+
+
+@pytest.mark.parametrize("name", ["caffe", "torch"])
+def test_three_numbers_for_one_channel_are_refused(name, tmp_path):
+    with pytest.raises(ModelError, match=f"--preprocess {name} has a number for each of three"):
+        normalization_of(grey(L.Identity()), tmp_path, preprocess=name, data="digits")
