@@ -27,7 +27,8 @@ class Runtime:
         title: What a table calls it.
         about: What it is, in words.
         module: What runs it, in `backends/`; it has
-            ``open_graph(graph: GraphFile, settings: RunSettings) -> Runner`` unless it runs plans.
+            ``open_graph(graph: GraphFile, settings: RunSettings)``, unless it runs plans. What that
+            returns gives probabilities of a batch as the graph takes it.
         package: The module that must be installed.
         extra: The extra of cnnedge that brings it.
         device: Where it computes.
@@ -233,6 +234,7 @@ class GraphFile:
         sha256: Its hash, by which what is compiled of it is found again.
         precision: "fp32", "fp16", "int8" …
         image: Height, width and channels of the input.
+        scaling: The normalization that it leaves to its caller; None: it takes uint8 images.
     """
 
     path: Path
@@ -240,3 +242,4 @@ class GraphFile:
     sha256: str
     precision: str
     image: tuple[int, int, int]
+    scaling: str | None = None

@@ -23,6 +23,7 @@ from cnnedge.data.labels import difference, in_order
 from cnnedge.documents import Sha256, read_as
 from cnnedge.errors import BundleError, DataError, first_line
 from cnnedge.image import ImageContract, decode, to_tensor
+from cnnedge.protocols import Runner
 from cnnedge.result import limit_of
 
 GOLDEN = 8  # images
@@ -133,8 +134,8 @@ def write_selftest(
     root: Path,
     items: Sequence[Any],
     image: ImageContract,
-    reference: Callable[[np.ndarray], np.ndarray],
-    variants: Mapping[str, Callable[[np.ndarray], np.ndarray]],
+    reference: Runner,
+    variants: Mapping[str, Runner],
     fingerprints: Mapping[str, Callable[[np.ndarray], Fingerprints]],
     limits: Mapping[str, float],
 ) -> list[str]:
@@ -173,7 +174,7 @@ def write_selftest(
 
 def run_selftest(
     bundle: Bundle,
-    variants: Mapping[str, Callable[[np.ndarray], np.ndarray]],
+    variants: Mapping[str, Runner],
     fingerprint: Callable[[str, np.ndarray], Fingerprints] | None = None,
 ) -> list[StageReport]:
     """Replay a bundle's self-test on this machine.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from cnnedge.kind import HDF5, kind_of
 from cnnedge.models import MODELS, build
 from cnnedge.preprocessing import check_preprocessing, wanted
 from cnnedge.progress import Progress, silent
+from cnnedge.protocols import Runner
 from cnnedge.recipe import Recipe, make_recipe
 from cnnedge.sections import Weights
 
@@ -72,7 +72,7 @@ class Source:
     rounding: float = SINGLE
     rounds_as: str | None = None
 
-    def reference(self) -> Callable[[np.ndarray], np.ndarray]:
+    def reference(self) -> Runner:
         """Return the model as Keras runs it: uint8 ``[N, H, W, C]`` → probabilities."""
         from cnnedge.backends.keras import KerasReference
 

@@ -17,7 +17,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -31,8 +31,7 @@ from cnnedge.files import cache_folder, cannot_write, require_space, write_text
 from cnnedge.image import ImageContract
 from cnnedge.machine import this_machine, tool_versions
 from cnnedge.progress import Progress, silent
-
-Runner = Callable[[np.ndarray], np.ndarray]
+from cnnedge.protocols import Runner
 
 # Few large images at a time: every classifier's runtime keeps its largest batch's memory.
 BATCH_PIXELS = 16 * 96 * 96

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from cnnedge.chance import guessing
 from cnnedge.data import Dataset, Split
 from cnnedge.errors import BundleError, DataError, GateError, ModelError
 from cnnedge.files import sha256
-from cnnedge.image import ImageContract, normalize
+from cnnedge.image import ImageContract
 from cnnedge.progress import Progress, silent
+from cnnedge.protocols import Runner
 from cnnedge.result import Comparison, Verdict, compare, judge, limit_of, require_finite
 from cnnedge.runtime import RunSettings, open_variant, runs_on, usable_variants
+from cnnedge.runtime.uint8 import as_taken, scaling_before
 from cnnedge.selftest import (
     Fingerprints,
     StageReport,
@@ -28,7 +30,6 @@ from cnnedge.selftest import (
 )
 from cnnedge.sweep import checkpoint_place, sweep
 
-Answer = Callable[[np.ndarray], np.ndarray]
 REFERENCE = "the reference"  # beside the names of variants
 
 
@@ -100,7 +101,7 @@ def verify_bundle(
     path: Path | str,
     dataset: Dataset | None = None,
     *,
-    reference: Answer | None = None,
+    reference: Runner | None = None,
     max_drop: float | None = None,
     limit: int | None = None,
     runtime: str = "cpu",
@@ -148,8 +149,7 @@ def verify_bundle(
     bundle = open_bundle(path)
     manifest, settings = bundle.manifest, RunSettings(runtime)
     chosen = _chosen(bundle, settings)
-    opened = {v.name: open_variant(bundle, v, settings) for v in chosen}
-    run = {name: _as_uint8(manifest, answer) for name, answer in opened.items()}
+    run = {v.name: open_variant(bundle, v, settings) for v in chosen}
     stages = {
         report.variant: report
         for report in run_selftest(bundle, run, lambda name, x: _fingerprint(bundle, name, x))
@@ -190,7 +190,7 @@ def verify_bundle(
         verdict = None
         if comparison is not None:
             comparison, verdict = _judge(manifest, v, comparison, achieved, max_drop, guesses)
-        provider = getattr(opened[v.name], "provider", "?")
+        provider = getattr(run[v.name], "provider", "?")
         stage = stages.get(v.name)
         reports.append(
             VariantReport(v.name, v.precision, provider, stage, comparison, verdict, achieved)
@@ -211,16 +211,16 @@ class _Truth:
 
     who: str
     id: str
-    run: Answer | None = None
+    run: Runner | None = None
     answers: np.ndarray | None = None
 
 
 def _truth(
     bundle: Bundle,
     split: Split,
-    run: Mapping[str, Answer],
+    run: Mapping[str, Runner],
     runtime: str,
-    reference: Answer | None,
+    reference: Runner | None,
     reference_id: str,
 ) -> _Truth:
     """Return the reference that is given, else what was recorded of it, else the FP32 variant."""
@@ -230,7 +230,7 @@ def _truth(
     if recorded is not None:
         return _Truth("Keras, as recorded at export", "recorded", answers=recorded)
     on_cpu = runtime == "cpu" and "fp32" in run  # then it need not run twice
-    fp32 = run["fp32"] if on_cpu else _fp32_on_cpu(bundle)
+    fp32 = run["fp32"] if on_cpu else open_variant(bundle, bundle.manifest.variant("fp32"))
     return _Truth("the FP32 variant on the CPU (held to Keras at export)", "fp32", fp32)
 
 
@@ -259,8 +259,8 @@ def _judge(
 
 
 def compare_variants(
-    variants: Mapping[str, Answer],
-    reference: Answer | None,
+    variants: Mapping[str, Runner],
+    reference: Runner | None,
     split: Split,
     image: ImageContract,
     *,
@@ -336,7 +336,7 @@ def _fingerprint(bundle: Bundle, name: str, tensors: np.ndarray) -> Fingerprints
         return {}
     from cnnedge.graph.fingerprint import layer_fingerprints
 
-    batch = normalize(tensors, manifest.normalization) if manifest.input == "float32" else tensors
+    batch = as_taken(tensors, scaling_before(manifest.input, manifest.normalization))
     return layer_fingerprints(bundle.path(manifest.variant(name).file), batch)
 
 
@@ -349,14 +349,3 @@ def _achieved(bundle: Bundle, variant: Variant) -> Mapping[str, Mapping[str, flo
     from cnnedge.graph.precision import achieved_precision
 
     return achieved_precision(ir.load(bundle.path(variant.file)))
-
-
-def _as_uint8(manifest: Manifest, answer: Answer) -> Answer:
-    """Let a variant that takes float32 be fed the same uint8 batches as the others."""
-    if manifest.input != "float32":
-        return answer
-    return lambda batch: answer(normalize(batch, manifest.normalization))
-
-
-def _fp32_on_cpu(bundle: Bundle) -> Answer:
-    return _as_uint8(bundle.manifest, open_variant(bundle, bundle.manifest.variant("fp32")))

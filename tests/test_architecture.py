@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "cnnedge"
 # Ground floor first. A module imports from the floors below its own and from its own folder, so
 # that what stands on one floor, as the steps do, knows nothing of each other.
 FLOORS = [
-    {"version", "errors", "kind", "progress", "formats", "chance"},
+    {"version", "errors", "kind", "progress", "protocols", "formats", "chance"},
     {"documents", "machine", "partial", "pixels", "runtimes"},
     {"files", "quiet", "plan", "result"},
     {"archive", "checkpoint", "image", "sections"},

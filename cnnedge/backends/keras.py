@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cnnedge.protocols import Runner
 from cnnedge.quiet import import_tensorflow
 
 import_tensorflow()  # before anything else loads it, with all that it prints
@@ -174,9 +175,7 @@ def _output(model: keras.Model, pixels: Any, position: int) -> Any:
     return keras.tree.flatten(model(pixels, training=False))[position]
 
 
-def compiled(
-    model: keras.Model, normalization: str, *, output: int = 0
-) -> Callable[[np.ndarray], np.ndarray]:
+def compiled(model: keras.Model, normalization: str, *, output: int = 0) -> Runner:
     """Return the model as one traced ``tf.function``: uint8 ``[N, H, W, C]`` → its answers.
 
     That is what its latency is measured on. `predict` calls layer by layer and takes longer; it

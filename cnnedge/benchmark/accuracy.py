@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from cnnedge.benchmark.process import Link
 from cnnedge.data import Split
 from cnnedge.errors import BackendError
 from cnnedge.image import ImageContract
+from cnnedge.protocols import Runner
 from cnnedge.result import NO_ANSWER, compare, first_answers
 
 AT_ONCE = 16  # images in a call
@@ -44,9 +45,7 @@ class Answers:
     source: str
 
 
-def remote(
-    link: Link, name: str, scratch: Path, at_once: int
-) -> Callable[[np.ndarray], np.ndarray]:
+def remote(link: Link, name: str, scratch: Path, at_once: int) -> Runner:
     """Return a classifier, uint8 batch → probabilities, that asks a measuring process.
 
     Args:
@@ -160,7 +159,7 @@ def _thumbnail(tensor: np.ndarray) -> str:
 
 def alive(
     links: Mapping[str, Link], one_by_one: Sequence[str], scratch: Path, probe: np.ndarray
-) -> tuple[dict[str, Callable[[np.ndarray], np.ndarray]], dict[str, str]]:
+) -> tuple[dict[str, Runner], dict[str, str]]:
     """Return a classifier for each process that can answer, and why the others cannot.
 
     Args:

@@ -13,28 +13,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from cnnedge.benchmark.suite import ModelEntry, Suite
 from cnnedge.bundle import Bundle, Manifest, Variant
 from cnnedge.errors import BackendError, CnnEdgeError, MissingExtraError, ModelError
 from cnnedge.kind import kind_of
 from cnnedge.machine import this_machine
+from cnnedge.protocols import Runner
 from cnnedge.runtime import runs_on, usable_variants
+from cnnedge.runtime.uint8 import scaling_before
 from cnnedge.runtimes import KERAS, LITERT, RUNTIMES, RunSettings, Runtime, measured_runtimes
-
-
-class Runner(Protocol):
-    """A loaded model. What else it may have is used where it is there.
-
-    ``provider``: what really runs it. ``staged(batch)``: a call by part, `result.Staged`.
-    ``serial``: whether it serves one call at a time.
-    ``timed(batch)``: the same on a GPU, `result.GpuTimes`. ``layer_times(batch, calls)``: mean
-    seconds of each node.
-    """
-
-    def __call__(self, batch: np.ndarray) -> np.ndarray:
-        """Return probabilities float32 ``[N, classes]`` of uint8 images ``[N, H, W, C]``."""
 
 
 class Opener(Protocol):
@@ -249,7 +236,7 @@ def _bfloat16(bundle: Bundle) -> Contestant:
         precision="bf16",
         opener="cnnedge.benchmark.openers:open_bfloat16",
         model=str(bundle.path(fp32.file).resolve()),
-        options={"normalization": manifest.normalization if manifest.input == "float32" else None},
+        options={"scaling": scaling_before(manifest.input, manifest.normalization)},
         imports=("cnnedge.backends.openvino", "PIL.Image"),
         bytes=fp32.bytes,
         layers_of="fp32",

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from cnnedge.bundle import open_bundle
-from cnnedge.image import normalize
+from cnnedge.protocols import Runner
 from cnnedge.runtime import RunSettings, open_variant
+from cnnedge.runtime.uint8 import as_taken, scaling_before, taking_uint8
 
 
-def open_from_bundle(model: str, *, threads: int | None, variant: str, runtime: str) -> Any:
+def open_from_bundle(model: str, *, threads: int | None, variant: str, runtime: str) -> Runner:
     """Open a variant as `cnnedge.load` does, every hash checked.
 
     Args:
@@ -22,16 +22,14 @@ def open_from_bundle(model: str, *, threads: int | None, variant: str, runtime: 
         runtime: One of `runtimes.RUNTIMES`.
     """
     bundle = open_bundle(model)
-    manifest = bundle.manifest
-    session = open_variant(bundle, manifest.variant(variant), RunSettings(runtime, threads))
-    return as_uint8(session, manifest.normalization if manifest.input == "float32" else None)
+    return open_variant(bundle, bundle.manifest.variant(variant), RunSettings(runtime, threads))
 
 
-def open_bfloat16(model: str, *, threads: int | None, normalization: str | None) -> Any:
+def open_bfloat16(model: str, *, threads: int | None, scaling: str | None) -> Runner:
     """Open an FP32 ONNX file on OpenVINO, to be computed in bfloat16."""
     from cnnedge.backends.openvino import open_openvino
 
-    return as_uint8(open_openvino(model, threads=threads, floats="bf16"), normalization)
+    return taking_uint8(open_openvino(model, threads=threads, floats="bf16"), scaling)
 
 
 def profile_onnxruntime(
@@ -54,22 +52,8 @@ def profile_openvino(
     return open_openvino(path, threads=threads, profiling=True).layer_times(feed, calls)
 
 
-def as_uint8(session: Any, normalization: str | None) -> Any:
-    """Return a session that takes uint8 images like every other; the scaling is timed with it."""
-    return session if normalization is None else _Normalizing(session, normalization)
-
-
-class _Normalizing:
-    def __init__(self, session: Any, normalization: str) -> None:
-        self._session, self._normalization = session, normalization
-        self.provider = getattr(session, "provider", "?")
-
-    def __call__(self, batch: np.ndarray) -> np.ndarray:
-        return self._session(normalize(batch, self._normalization))
-
-
 def _graph_and_feed(model: str, variant: str, batch: np.ndarray) -> tuple[Path, np.ndarray]:
     bundle = open_bundle(model)
     manifest = bundle.manifest
-    feed = normalize(batch, manifest.normalization) if manifest.input == "float32" else batch
+    feed = as_taken(batch, scaling_before(manifest.input, manifest.normalization))
     return bundle.path(manifest.variant(variant).file), feed

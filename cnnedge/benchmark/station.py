@@ -11,16 +11,14 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from cnnedge.errors import BackendError
 from cnnedge.image import ImageContract, decode, fit
+from cnnedge.protocols import Runner
 from cnnedge.result import GpuTimes
-
-if TYPE_CHECKING:
-    from cnnedge.benchmark.contestants import Runner
 
 WARM_UP = 0.5  # seconds at least
 MOST_WARM_UP = 3.0  # seconds; what has not settled by then is measured, and said to be unstable

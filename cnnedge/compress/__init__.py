@@ -41,6 +41,7 @@ from cnnedge.data.stream import Stream
 from cnnedge.errors import ModelError
 from cnnedge.files import require_keras_file, require_space, require_writable
 from cnnedge.progress import Progress, silent
+from cnnedge.protocols import Runner
 from cnnedge.quiet import require_training_packages
 from cnnedge.result import Comparison, compare, require_finite
 from cnnedge.version import __version__
@@ -61,7 +62,6 @@ __all__ = [
     "resumed_multiple",
 ]
 
-Answer = Callable[[np.ndarray], np.ndarray]  # uint8 images → probabilities
 TAYLOR_BATCHES = 32  # that importance is taken from
 FLOOR = 0.25  # of a group, that stays in each round: an estimate of first order reaches no further
 
@@ -75,7 +75,7 @@ def compress(
     platform: Platform,
     *,
     emits: str = "probabilities",
-    held_to: Answer | None = None,
+    held_to: Runner | None = None,
     resume: bool = False,
     progress: Progress = silent,
     on_epoch: Callable[[RecoveryEpoch], None] = lambda report: None,
@@ -335,7 +335,7 @@ def _choose(
 
 
 def _answers(
-    answer: Answer, split: Split, note: ModelNote, task: str, progress: Progress
+    answer: Runner, split: Split, note: ModelNote, task: str, progress: Progress
 ) -> np.ndarray:
     found, done = [], 0
     for images, _ in split.batches(note.image, 32):

@@ -26,6 +26,7 @@ from cnnedge.plan import (
     takes_gpu,
 )
 from cnnedge.progress import Progress, silent
+from cnnedge.runtime.uint8 import scaling_before, taking_uint8
 from cnnedge.runtimes import RUNTIMES
 
 if TYPE_CHECKING:
@@ -267,7 +268,8 @@ def _replay(
             trust_code=options.version_compatible,
         )
         with contextlib.closing(session):
-            (stage,) = run_selftest(bundle, {variant.name: session})
+            scaling = scaling_before(bundle.manifest.input, bundle.manifest.normalization)
+            (stage,) = run_selftest(bundle, {variant.name: taking_uint8(session, scaling)})
     except BackendError as error:
         return {"diverged": "runtime", "detail": error.what, "finite": True}
     return {"diverged": stage.stage, "detail": stage.detail, "finite": stage.finite}

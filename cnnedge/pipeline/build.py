@@ -30,7 +30,6 @@ from cnnedge.graph.float16 import to_float16
 from cnnedge.graph.precision import achieved_precision
 from cnnedge.graph.write import serialize, write_onnx
 from cnnedge.head import require_head
-from cnnedge.image import normalize
 from cnnedge.machine import this_machine, tool_versions
 from cnnedge.manifest import Precision, TargetName
 from cnnedge.pipeline.gate import Gate
@@ -43,10 +42,12 @@ from cnnedge.pipeline.int8 import (
 from cnnedge.pipeline.limits import measure_limits
 from cnnedge.pipeline.reference import answers_in_float32, moved_reference, weights_not_finite
 from cnnedge.progress import Progress
+from cnnedge.protocols import Runner
 from cnnedge.quantize import NoInt8Error, brief, quantize_dense_weights
 from cnnedge.recipe import Recipe
 from cnnedge.report import render_report
 from cnnedge.result import WEIGHT_ONLY, Comparison, Measurement, Verdict, compare
+from cnnedge.runtime.uint8 import as_taken, scaling_before, taking_uint8
 from cnnedge.sections import DataRecord, Latency, ModelRecord, ReferenceRecord
 from cnnedge.selftest import REFERENCE_ANSWERS, Fingerprints, golden_images, write_selftest
 from cnnedge.source import Source
@@ -55,7 +56,6 @@ from cnnedge.verify import compare_variants
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-Answer = Callable[[np.ndarray], np.ndarray]
 RANDOM_TEST_IMAGES = 32
 # The reference's answers travel with the bundle while they stay small: 8 MB of float32.
 MOST_RECORDED_ANSWERS = 2_000_000
@@ -81,7 +81,7 @@ class Graph:
 class _Opened:
     """A variant as loaded from its file: uint8 batches in, whatever its graph takes."""
 
-    answer: Answer
+    answer: Runner
     fingerprint: Callable[[np.ndarray], Fingerprints]
     provider: str
 
@@ -308,10 +308,11 @@ def _mended(
 
     def evaluate(model: ir.Model) -> tuple[Comparison, Verdict]:
         session = open_session(serialize(model))
-        comparison = gate.compare(lambda batch: session(as_taken(batch)))
+        comparison = gate.compare(taking_uint8(session, scaling))
         return comparison, gate.judge(one.graph.precision, model, comparison)
 
-    as_taken, plain = _as_taken(gate.source, gate.recipe), (one.comparison, one.verdict)
+    scaling = scaling_before(gate.recipe.input, gate.source.normalization)
+    plain = one.comparison, one.verdict
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         guarded = guard_variant(
             calibrated, one.graph.name, plain, evaluate, Path(scratch), progress
@@ -323,22 +324,15 @@ def _mended(
     return _Built(graph, opened, comparison, gate.judge(graph.precision, graph.model, comparison))
 
 
-def _as_taken(source: Source, recipe: Recipe) -> Answer:
-    """Return what makes of uint8 batches what the graphs take."""
-    if recipe.input == "float32":
-        return lambda batch: normalize(batch, source.normalization)
-    return lambda batch: batch
-
-
 def _write_and_open(graph: Graph, source: Source, recipe: Recipe, folder: Path) -> _Opened:
     from cnnedge.backends.onnxruntime import open_session
 
-    path, as_taken = folder / graph.file, _as_taken(source, recipe)
+    path, scaling = folder / graph.file, scaling_before(recipe.input, source.normalization)
     write_onnx(graph.model, path)
     session = open_session(path)
     return _Opened(
-        lambda batch: session(as_taken(batch)),
-        lambda batch: layer_fingerprints(path, as_taken(batch)),
+        taking_uint8(session, scaling),
+        lambda batch: layer_fingerprints(path, as_taken(batch, scaling)),
         session.provider,
     )
 

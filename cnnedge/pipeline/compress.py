@@ -42,6 +42,7 @@ from cnnedge.pipeline.hardware import (
 )
 from cnnedge.pipeline.int8 import calibrate_source, calibration_split
 from cnnedge.progress import Progress, silent
+from cnnedge.protocols import Runner
 from cnnedge.recipe import Recipe
 from cnnedge.result import Comparison, Measurement, compare
 from cnnedge.source import Source, resolve
@@ -240,7 +241,7 @@ def _measure(
     test = source.dataset.test if limit is None else source.dataset.test.take(limit, seed=0)
     image = next(iter(test.batches(source.image, 1)))[0]
     forms = ("keras", "fp32") if data_free else ("keras", "fp32", "int8")
-    answers: dict[tuple[str, str], Callable[[np.ndarray], np.ndarray]] = {}
+    answers: dict[tuple[str, str], Runner] = {}
     sizes: dict[tuple[str, str], int] = {}
     with scratch_folder() as folder:
         for name, network in networks.items():
@@ -281,7 +282,7 @@ def _measure(
 
 
 def _compare(
-    answers: dict[tuple[str, str], Callable[[np.ndarray], np.ndarray]],
+    answers: dict[tuple[str, str], Runner],
     source: Source,
     test: Any,
     progress: Progress,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from cnnedge.benchmark.interleaved import Benchmark
 from cnnedge.chance import guessing
 from cnnedge.data import Split
 from cnnedge.graph.precision import achieved_precision
+from cnnedge.protocols import Runner
 from cnnedge.recipe import Recipe
 from cnnedge.result import Comparison, Recommendation, Verdict, judge
 from cnnedge.source import Source
@@ -57,7 +57,7 @@ class Gate:
             "here is worth shipping: see --preprocess, the order of --labels, and its training"
         ]
 
-    def compare(self, answer: Callable[[np.ndarray], np.ndarray]) -> Comparison:
+    def compare(self, answer: Runner) -> Comparison:
         """Hold a variant's answers against the reference's, which are known by now."""
         run = {"variant": answer}
         found, _ = compare_variants(run, None, self.test, self.source.image, expected=self.expected)

@@ -11,7 +11,7 @@ import numpy as np
 
 from cnnedge.data import Split
 from cnnedge.data.split import refuse_overlap
-from cnnedge.image import normalize, value_range
+from cnnedge.image import value_range
 from cnnedge.machine import this_machine
 from cnnedge.progress import Progress
 from cnnedge.quantize import (
@@ -34,6 +34,7 @@ from cnnedge.quantize import (
 )
 from cnnedge.recipe import Recipe
 from cnnedge.result import Comparison, Verdict
+from cnnedge.runtime.uint8 import as_taken, scaling_before
 from cnnedge.sections import CalibrationRecord, ConvergencePoint
 from cnnedge.source import Source
 
@@ -112,18 +113,18 @@ def calibrate_source(
         raise refused["int8"]
     split = calibration_split(source, recipe)
     refuse_overlap(split, test)
-    takes_float = recipe.input == "float32"
+    scaling = scaling_before(recipe.input, source.normalization)
 
     def images() -> Iterator[np.ndarray]:
         for batch, _ in split.batches(source.image, BATCH_SIZE):
-            yield normalize(batch, source.normalization) if takes_float else batch
+            yield as_taken(batch, scaling)
 
     calibration = calibrate(
         model,
         dict.fromkeys(tensor for plan in plans.values() for tensor in plan.tensors),
         images(),
         scratch,
-        value_range=value_range(source.normalization) if takes_float else None,
+        value_range=None if scaling is None else value_range(scaling),
         name_of=split.name_of,
         total=len(split),
         progress=progress,

@@ -13,6 +13,7 @@ import numpy as np
 from cnnedge.data import Split
 from cnnedge.image import ImageContract
 from cnnedge.progress import Progress
+from cnnedge.protocols import Runner
 from cnnedge.result import CEILING, PARITY, Comparison, limit_of
 
 DRAWS = 4  # directions in which everything is moved; as many again, twice, where that is too few
@@ -22,7 +23,7 @@ BATCH_SIZE = 32
 _COARSER = {"float16": "fp16", "bfloat16": "bf16"}
 
 # (precision, draw) → what answers uint8 batches with input and weights moved so, in probabilities
-Moved = Callable[[str, int], AbstractContextManager[Callable[[np.ndarray], np.ndarray]]]
+Moved = Callable[[str, int], AbstractContextManager[Runner]]
 
 
 def measure_limits(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -13,12 +13,11 @@ import numpy as np
 from cnnedge.data import Split
 from cnnedge.head import as_probabilities
 from cnnedge.pipeline.limits import Moved
+from cnnedge.protocols import Runner
 from cnnedge.source import Source
 
 if TYPE_CHECKING:
     import keras
-
-Answer = Callable[[np.ndarray], np.ndarray]
 
 
 def moved_reference(source: Source) -> Moved:
@@ -27,7 +26,7 @@ def moved_reference(source: Source) -> Moved:
     from cnnedge.backends.keras_rounding import moved, weights_moved
 
     @contextmanager
-    def of(precision: str, draw: int) -> Iterator[Answer]:
+    def of(precision: str, draw: int) -> Iterator[Runner]:
         rng = np.random.default_rng(draw)
         move = partial(moved, precision=precision, rng=rng)
 

@@ -17,7 +17,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ import numpy as np
 
 from cnnedge.bundle import open_bundle
 from cnnedge.errors import BackendError, ImageError, SignatureError
-from cnnedge.image import ImageContract, name_of, normalize, to_batch, to_tensor
+from cnnedge.image import ImageContract, name_of, to_batch, to_tensor
+from cnnedge.protocols import Runner
 from cnnedge.runtime.choice import Choice, choose, runs_on
 from cnnedge.runtime.opening import open_variant, read_note, usable_variants
 from cnnedge.runtime.single import open_single
@@ -84,14 +85,12 @@ class Classifier:
 
     def __init__(
         self,
-        session: Callable[[np.ndarray], np.ndarray],
+        session: Runner,
         choice: Choice,
         labels: Sequence[str],
         image: ImageContract,
-        normalization: str | None = None,
     ) -> None:
         self._session = session
-        self._normalization = normalization  # set where the graph takes float32
         self.provider = str(getattr(session, "provider", "?"))
         self.choice = choice
         self.labels = tuple(labels)
@@ -182,8 +181,6 @@ class Classifier:
         )
 
     def _run(self, batch: np.ndarray) -> np.ndarray:
-        if self._normalization is not None:
-            batch = normalize(batch, self._normalization)
         answers = self._session(batch)
         expected = (len(batch), len(self.labels))
         if answers.shape != expected:
@@ -285,13 +282,7 @@ def load(
             )
         importing.join()
         single = open_single(path, variant, settings)
-        return Classifier(
-            single.session,
-            single.choice,
-            single.about.labels,
-            single.about.image,
-            single.about.normalization if single.takes_float else None,
-        )
+        return Classifier(single.session, single.choice, single.about.labels, single.about.image)
     if public_key is None:
         opened = open_bundle(path)
     else:
@@ -303,15 +294,7 @@ def load(
     choice = choose(opened, variant, runtime=runtime, usable=usable)
     log.info("%s: running %s: %s", opened.origin, choice.variant.name, choice.reason)
     session = open_variant(opened, choice.variant, settings)
-    manifest = opened.manifest
-    takes_float = manifest.input == "float32"
-    return Classifier(
-        session,
-        choice,
-        manifest.labels,
-        manifest.image,
-        manifest.normalization if takes_float else None,
-    )
+    return Classifier(session, choice, opened.manifest.labels, opened.manifest.image)
 
 
 def _import_ahead(settings: RunSettings) -> None:

@@ -5,69 +5,85 @@ from __future__ import annotations
 import hashlib
 import importlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cnnedge.bundle import Bundle, Engine, Variant
 from cnnedge.errors import BackendError, BundleError, MissingExtraError
 from cnnedge.files import scratch_folder
 from cnnedge.plan import Here, PlanNote, PlanOptions, differences, same_gpu_model
+from cnnedge.protocols import Runner
 from cnnedge.runtime.contract import check_ends
+from cnnedge.runtime.uint8 import scaling_before, taking_uint8
 from cnnedge.runtimes import ORT, RUNTIMES, GraphFile, RunSettings, Runtime
 
 log = logging.getLogger("cnnedge")
 
-Answer = Callable[[np.ndarray], np.ndarray]
 
-
-def open_variant(bundle: Bundle, variant: Variant, settings: RunSettings | None = None) -> Answer:
+def open_variant(bundle: Bundle, variant: Variant, settings: RunSettings | None = None) -> Runner:
     """Load one variant of a bundle; see `load` for what it raises."""
-    settings = settings or RunSettings()
-    session = _open(bundle, variant, settings)
-    ends, manifest = getattr(session, "facts", None), bundle.manifest
-    if ends is not None and manifest.labels:  # a single file's were held against its metadata
+    settings, manifest = settings or RunSettings(), bundle.manifest
+    if settings.row.runs_plans:
+        session = _open_plan(bundle, variant, settings)
+    else:
+        with _graph(bundle, variant) as graph:
+            session = _open_graph(graph, settings)
+    ends = getattr(session, "facts", None)
+    if ends is not None:
         where, labels = str(bundle.origin / variant.file), len(manifest.labels)
         check_ends(
             *(ends, manifest.image, labels, where),
             said_by="the manifest",
             inputs=(manifest.input,),
         )
-    return session
+    return taking_uint8(session, scaling_before(manifest.input, manifest.normalization))
 
 
-def _open(bundle: Bundle, variant: Variant, settings: RunSettings) -> Answer:
+def open_file(graph: GraphFile, settings: RunSettings) -> Runner:
+    """Load one ONNX file, which no bundle vouches for; its input and output are not checked.
+
+    A runtime of plans builds one in memory.
+
+    Raises:
+        MissingExtraError, BackendError: as `load` does.
+    """
     if settings.row.runs_plans:
-        return _open_plan(bundle, variant, settings)
-    with _graph(bundle, variant) as path:
-        image = bundle.manifest.image.shape
-        graph = GraphFile(path, variant.name, variant.sha256, variant.precision, image)
-        return _open_graph(graph, settings)
+        session = _rebuild(graph, settings, _machine(settings.runtime), PlanOptions())
+    else:
+        session = _open_graph(graph, settings)
+    return taking_uint8(session, graph.scaling)
 
 
-def _open_graph(graph: GraphFile, settings: RunSettings) -> Answer:
-    answer: Answer = import_backend(settings.row).open_graph(graph, settings)
-    return answer
+def _open_graph(graph: GraphFile, settings: RunSettings) -> Any:
+    return import_backend(settings.row).open_graph(graph, settings)
 
 
 @contextmanager
-def _graph(bundle: Bundle, variant: Variant) -> Iterator[Path]:
-    """Yield the path of a variant's ONNX file, for the length of its loading.
+def _graph(bundle: Bundle, variant: Variant) -> Iterator[GraphFile]:
+    """Yield a variant's ONNX file, for the length of its loading.
 
     Of a signed bundle it is a private copy of the very bytes whose hash is right: the file itself
     may have been swapped since it was checked.
     """
+    manifest = bundle.manifest
+    graph = GraphFile(
+        bundle.path(variant.file),
+        variant.name,
+        variant.sha256,
+        variant.precision,
+        manifest.image.shape,
+        scaling_before(manifest.input, manifest.normalization),
+    )
     if not bundle.signed:
-        yield bundle.path(variant.file)
+        yield graph
         return
     with scratch_folder() as folder:
         path = folder / Path(variant.file).name
         path.write_bytes(_read_checked(bundle, variant.file, variant.sha256))
-        yield path
+        yield replace(graph, path=path)
 
 
 def usable_variants(bundle: Bundle, settings: RunSettings) -> list[str] | None:
@@ -142,7 +158,7 @@ def _machine(runtime: str) -> _GpuMachine:
     return _GpuMachine(library, gpu, here)
 
 
-def _open_plan(bundle: Bundle, variant: Variant, settings: RunSettings) -> Answer:
+def _open_plan(bundle: Bundle, variant: Variant, settings: RunSettings) -> Any:
     """Load the plan of a variant that fits this machine, or build one where that is asked for."""
     from cnnedge.backends.tensorrt import open_plan
 
@@ -177,17 +193,14 @@ def _open_plan(bundle: Bundle, variant: Variant, settings: RunSettings) -> Answe
     if not settings.rebuild:
         raise _no_fitting_plan(refused, runtime)
     options = read_note(bundle, engines[0]).options if engines else PlanOptions()
-    return _rebuild(bundle, variant, settings, machine, options)
+    with _graph(bundle, variant) as graph:
+        return _rebuild(graph, settings, machine, options)
 
 
 def _rebuild(
-    bundle: Bundle,
-    variant: Variant,
-    settings: RunSettings,
-    machine: _GpuMachine,
-    options: PlanOptions,
-) -> Answer:
-    """Build a plan from the bundle's ONNX, in memory.
+    graph: GraphFile, settings: RunSettings, machine: _GpuMachine, options: PlanOptions
+) -> Any:
+    """Build a plan from an ONNX file, in memory.
 
     It is not kept: the bundle's manifest vouches for what is in it, and nothing vouches for a plan
     that lies elsewhere.
@@ -197,12 +210,11 @@ def _rebuild(
     log.warning(
         "building a %s plan of %s for this machine; `cnnedge engine` keeps one in the bundle",
         settings.row.title,
-        variant.name,
+        graph.variant,
     )
     options = replace(options, compute_capabilities=(), strip_weights=False)
     gpu = machine.gpu.facts
-    with _graph(bundle, variant) as path:
-        built = build_plan(machine.library, path, options, gpu)
+    built = build_plan(machine.library, graph.path, options, gpu)
     return open_plan(
         machine.library,
         machine.gpu,

@@ -11,18 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from cnnedge.bundle import Bundle, Manifest, Variant
+from cnnedge.bundle import Variant
 from cnnedge.errors import BundleError, ModelError
 from cnnedge.files import sha256
 from cnnedge.image import normalizations_of
 from cnnedge.manifest import Precision, TargetName
 from cnnedge.metadata import About, read_metadata
+from cnnedge.protocols import Runner
 from cnnedge.result import Status, Verdict
 from cnnedge.runtime.choice import Choice
 from cnnedge.runtime.contract import check_ends
-from cnnedge.runtime.opening import Answer, onnxruntime_backend, open_variant
-from cnnedge.runtimes import RunSettings
-from cnnedge.sections import ModelRecord
+from cnnedge.runtime.opening import onnxruntime_backend, open_file
+from cnnedge.runtime.uint8 import scaling_before, taking_uint8
+from cnnedge.runtimes import GraphFile, RunSettings
 
 if TYPE_CHECKING:
     from cnnedge.backends.onnxruntime import ModelFacts
@@ -38,20 +39,11 @@ class Single:
         session: What runs it.
         choice: Its variant.
         about: What its metadata tells.
-        takes_float: Whether the graph wants normalized float32 and not the uint8 image.
     """
 
-    session: Answer
+    session: Runner
     choice: Choice
     about: About
-    takes_float: bool
-
-
-class _Alone(Bundle):
-    """The user's own file, under whatever name and behind whatever link he keeps it."""
-
-    def path(self, name: str) -> Path:
-        return self.root / name
 
 
 def open_single(path: Path, variant: str | None, settings: RunSettings) -> Single:
@@ -75,8 +67,8 @@ def open_single(path: Path, variant: str | None, settings: RunSettings) -> Singl
     facts = backend.read_facts(path) if session is None else session.facts
     about = read_metadata(facts.metadata, str(path))
     check_contract(facts, about, str(path))
-    takes_float = facts.input.dtype == "float32"
-    if takes_float and about.normalization not in normalizations_of(about.image.channels):
+    scaling = scaling_before(facts.input.dtype, about.normalization or "")
+    if scaling is not None and scaling not in normalizations_of(about.image.channels):
         raise ModelError(
             f"{path} takes float32 and does not say how its pixels are normalized",
             fix="package it with `cnnedge package BUNDLE --onnx FILE`",
@@ -93,18 +85,12 @@ def open_single(path: Path, variant: str | None, settings: RunSettings) -> Singl
         )
     _check_source(path, about)
     found = _as_variant(path, about)
-    if session is None:
-        manifest = Manifest(
-            name=about.name,
-            model=ModelRecord(),
-            image=about.image,
-            normalization=about.normalization or "none",
-            input="float32" if takes_float else "uint8",
-            labels=(),
-            variants=(),
-        )
-        session = open_variant(_Alone(path.parent, manifest), found, settings)
-    return Single(session, Choice(found, f"the only one in {path.name}"), about, takes_float)
+    choice = Choice(found, f"the only one in {path.name}")
+    if session is not None:
+        return Single(taking_uint8(session, scaling), choice, about)
+    image = about.image.shape
+    graph = GraphFile(path, found.name, found.sha256, found.precision, image, scaling)
+    return Single(open_file(graph, settings), choice, about)
 
 
 def check_contract(facts: ModelFacts, about: About, where: str) -> None:
