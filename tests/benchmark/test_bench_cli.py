@@ -323,8 +323,8 @@ def test_bad_input_is_one_line(toy_bundle, toy_file, tmp_path):
     root = toy_bundle.root
     assert "no runtime 'tpu'" in error_of(run("bench", root, "--runtime", "tpu"))
     assert "no runtime" not in error_of(run("bench", tmp_path / "none"))
-    assert "scenarios = 'fast'" in error_of(run("bench", root, "--scenarios", "fast"))
-    assert "batches = 0" in error_of(run("bench", root, "--batches", "0"))
+    assert "scenarios[0] 'fast'" in error_of(run("bench", root, "--scenarios", "fast"))
+    assert "batches[0] 0" in error_of(run("bench", root, "--batches", "0"))
     assert "no image" in error_of(run("bench", root, "--image", tmp_path / "none.jpg"))
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no image")

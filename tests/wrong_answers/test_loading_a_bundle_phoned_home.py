@@ -157,13 +157,18 @@ def test_keras_keeps_what_it_downloads_where_it_always_did(watched, tmp_path):
     assert watched("-c", check) == ([], "")
 
 
+def _run_of(path):
+    """A module's text without what types alone are imported for, which is never run."""
+    return re.sub(r"^if TYPE_CHECKING:\n(?: {4}.*\n)+", "", path.read_text(), flags=re.M)
+
+
 def test_no_onnxruntime_is_imported_but_by_the_one_place():
     """A second place would be one that forgets."""
     found = {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "cnnedge").rglob("*.py")
         if re.search(
-            r"^\s*(import onnxruntime\b(?!_)|from onnxruntime\b(?!_))", path.read_text(), re.M
+            r"^\s*(import onnxruntime\b(?!_)|from onnxruntime\b(?!_))", _run_of(path), re.M
         )
     }
     allowed = {
