@@ -1,4 +1,4 @@
-"""A toy classifier trained on real digits, and its bundle: what most tests look at."""
+"""A toy classifier of real digits, and its bundle: what most tests look at."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import json
 import platform
 import re
+import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pytest
+from record_toy import FOLDER as TOY
+from record_toy import SIZE
 
-SIZE = 32
 KINDS = ("unit", "tf", "system")
 KIND_OF_FIXTURE = {
     "browser": "system",
     "toy_model": "tf",
     "toy_file": "tf",
-    "toy_bundle": "tf",
 }
 WHOLE_FILE = re.compile(r"^pytestmark = (\[\s*)?pytest\.mark\.(tf|system)\b", re.MULTILINE)
 
@@ -139,61 +141,35 @@ def digit_contract():
 
 
 @pytest.fixture(scope="session")
-def toy_model(digits, digit_contract):
-    """Three convolutions and two dense layers, trained for a few seconds to about 95 %."""
-    import keras
-    from keras import layers
-
-    from cnnedge.image import normalize
-
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential(
-        [
-            keras.Input((SIZE, SIZE, 3)),
-            layers.Conv2D(16, 3, padding="same", activation="relu", name="conv1"),
-            layers.MaxPooling2D(2, name="pool1"),
-            layers.Conv2D(24, 3, padding="same", activation="relu", name="conv2"),
-            layers.MaxPooling2D(2, name="pool2"),
-            layers.Conv2D(32, 3, padding="same", activation="relu", name="conv3"),
-            layers.MaxPooling2D(2, name="pool3"),
-            layers.Flatten(name="flatten"),
-            layers.Dense(48, activation="relu", name="fc1"),
-            layers.Dense(10, name="fc2"),
-            layers.Softmax(name="softmax"),
-        ],
-        name="toy",
-    )
-    images = np.stack([digits.train.tensor(i, digit_contract) for i in range(len(digits.train))])
-    model.compile(keras.optimizers.Adam(3e-3), "sparse_categorical_crossentropy")
-    model.fit(normalize(images, "unit"), digits.train.targets, batch_size=64, epochs=5, verbose=0)
-    return model
-
-
-@pytest.fixture(scope="session")
-def toy_file(toy_model, digits, digit_contract, tmp_path_factory) -> Path:
+def toy_file(tmp_path_factory) -> Path:
     """The toy as cnnedge's own training would have saved it."""
-    from cnnedge.backends.keras import ModelNote, save_model
-
-    path = tmp_path_factory.mktemp("toy") / "toy.keras"
-    note = ModelNote("toy", digits.labels, digit_contract, "unit", data="digits", seed=0)
-    save_model(toy_model, path, note)
-    return path
+    return Path(shutil.copy(TOY / "toy.keras", tmp_path_factory.mktemp("toy")))
 
 
 @pytest.fixture(scope="session")
-def toy_bundle(toy_file, tmp_path_factory):
-    """The toy's bundle, exported once."""
-    from cnnedge.pipeline import export_bundle
-    from cnnedge.recipe import make_recipe
+def toy_model(toy_file):
+    """Three convolutions and two dense layers that know 97 % of the digits."""
+    from cnnedge.backends.keras import load_model
 
-    recipe = make_recipe(model=str(toy_file), max_drop=2.0, bench_seconds=0.2)
-    bundle, _ = export_bundle(recipe, tmp_path_factory.mktemp("bundles") / "toy")
-    return bundle
+    return load_model(toy_file)[0]
+
+
+@pytest.fixture(scope="session")
+def toy_bundle(tmp_path_factory):
+    """The toy's bundle, as if it had been exported on this machine."""
+    from cnnedge.bundle import open_bundle
+    from cnnedge.machine import this_machine
+
+    folder = tmp_path_factory.mktemp("bundles")
+    root = shutil.copytree(TOY / "bundle", folder / "toy")
+    manifest = json.loads((root / "manifest.json").read_text(encoding="utf-8"))
+    manifest["machine"] = asdict(this_machine())
+    manifest["recipe"]["model"] = str(shutil.copy(TOY / "toy.keras", folder))
+    (root / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    return open_bundle(root)
 
 
 @pytest.fixture
 def bundle_copy(toy_bundle, tmp_path) -> Path:
     """A copy of the toy's bundle that a test may damage."""
-    import shutil
-
     return Path(shutil.copytree(toy_bundle.root, tmp_path / "toy"))

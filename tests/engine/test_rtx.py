@@ -25,6 +25,7 @@ from cnnedge.graph.precision import achieved_precision
 from cnnedge.plan import PlanOptions
 
 pytest.importorskip("tensorrt_rtx", reason="the extra `rtx` is not installed")
+pytestmark = pytest.mark.system
 
 MODELS = ("alexnet_v1", "alexnet_v2", "alexnet", "vgg16")
 VARIANTS = ("fp32", "fp16", "int8-trt")
@@ -93,7 +94,6 @@ def weight_bytes(model):
     return sum(layer.weights * BYTES[layer.stored] for layer in weighted_layers(model))
 
 
-@pytest.mark.tf
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", MODELS)
 def test_it_builds_what_was_asked(rtx, graphs, name, variant):
@@ -119,7 +119,6 @@ def test_it_builds_what_was_asked(rtx, graphs, name, variant):
     assert len(report.layers) == sum(report.counts)
 
 
-@pytest.mark.tf
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_static_plan_weighs_what_its_weights_do(rtx, graphs, variant):
     path, model = graphs("vgg16")[variant]
@@ -128,7 +127,6 @@ def test_a_static_plan_weighs_what_its_weights_do(rtx, graphs, variant):
     assert len(built.plan) == pytest.approx(report.weight_bytes, rel=0.05)
 
 
-@pytest.mark.tf
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("target", ["8.0", "8.6", "8.9", "12.0", "12.1"])
 def test_it_builds_for_each_kind_of_gpu(rtx, graphs, target, variant):
@@ -138,14 +136,12 @@ def test_it_builds_for_each_kind_of_gpu(rtx, graphs, target, variant):
     assert report.violations == ()
 
 
-@pytest.mark.tf
 def test_one_plan_for_several_kinds(rtx, graphs):
     path, model = graphs("alexnet_v1")["int8-trt"]
     _, report = build(rtx, path, model, compute_capabilities=("8.0", "8.6", "8.9", "12.0"))
     assert report.violations == ()
 
 
-@pytest.mark.tf
 def test_turing_drags_int8_down_to_fp16_and_that_is_found(rtx, graphs):
     """A plan is made of what all its GPUs have; the builder does not say so, the engine does."""
     path, model = graphs("alexnet_v1")["int8-trt"]
@@ -155,7 +151,6 @@ def test_turing_drags_int8_down_to_fp16_and_that_is_found(rtx, graphs):
     assert report.achieved["macs"]["float16"] > 0.9
 
 
-@pytest.mark.tf
 def test_turing_has_no_fp32_products(rtx, graphs):
     path, model = graphs("alexnet_v1")["fp32"]
     with pytest.raises(BackendError, match="FP32 GEMM is not supported"):
@@ -206,7 +201,6 @@ def refusal(rtx, path):
     return str(caught.value)
 
 
-@pytest.mark.tf
 def test_a_refusal_names_the_node_and_the_cause(rtx, toy_bundle, graphs, tmp_path):
     from cnnedge.graph.write import write_onnx
     from cnnedge.quantize import quantize_dense_weights
@@ -236,7 +230,6 @@ def test_a_zero_point_is_named_as_the_cause(rtx, toy_bundle, tmp_path):
     assert "cause: its zero point is 3, as CPUs want it: build the int8-trt" in said
 
 
-@pytest.mark.tf
 def test_a_workspace_too_small_is_named(rtx, graphs):
     path, model = graphs("alexnet_v1")["fp16"]
     with pytest.raises(BackendError) as caught:
@@ -319,7 +312,6 @@ def test_export_builds_engines_too(toy_file, tmp_path):
     assert "--engine " in result.stderr
 
 
-@pytest.mark.system
 def test_a_kill_in_mid_build_leaves_the_bundle(bundle_copy):
     """Killed while the library builds: nothing is listed that is not whole."""
     code = (
