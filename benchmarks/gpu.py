@@ -41,11 +41,11 @@ from cnnedge.bundle import (
     open_bundle,
     write_labels,
 )
+from cnnedge.comparison import Verdict, compare
 from cnnedge.errors import CnnEdgeError
 from cnnedge.files import sha256
 from cnnedge.image import ImageContract
 from cnnedge.plan import PlanOptions
-from cnnedge.result import Verdict, compare
 from cnnedge.runtime import RUNTIMES, RunSettings, open_variant, runs_on, usable_variants
 from cnnedge.sections import ModelRecord
 

@@ -11,12 +11,13 @@ from typing import Any, Literal
 from msgspec import to_builtins
 
 from cnnedge.archive import Sizes
+from cnnedge.comparison import Comparison, Verdict
 from cnnedge.documents import Amount, Count, Labels, Name, Points, Sha256, hold, parse_json
 from cnnedge.errors import BundleError
 from cnnedge.image import ImageContract, normalizations_of
 from cnnedge.machine import Machine
+from cnnedge.measurement import Recommendation
 from cnnedge.plan import RuntimeName
-from cnnedge.result import Comparison, Recommendation, Verdict
 from cnnedge.sections import (
     CalibrationRecord,
     DataRecord,

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 class Runner(Protocol):
     """A loaded model. What else it may have is used where it is there.
 
-    ``provider``: what really runs it. ``staged(batch)``: a call by part, `result.Staged`.
+    ``provider``: what really runs it. ``staged(batch)``: a call by part, `measurement.Staged`.
     ``serial``: whether it serves one call at a time.
-    ``timed(batch)``: the same on a GPU, `result.GpuTimes`. ``layer_times(batch, calls)``: mean
+    ``timed(batch)``: the same on a GPU, `measurement.GpuTimes`. ``layer_times(batch, calls)``: mean
     seconds of each node. ``close()``: gives back what it holds.
     """
 

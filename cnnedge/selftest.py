@@ -18,13 +18,13 @@ from msgspec import Meta, Struct
 
 from cnnedge.bundle import SELFTEST, Bundle, Manifest, Variant
 from cnnedge.checkpoint import DAMAGED, read_array
+from cnnedge.comparison import limit_of
 from cnnedge.data import Dataset, Split
 from cnnedge.data.labels import difference, in_order
 from cnnedge.documents import Sha256, read_as
 from cnnedge.errors import BundleError, DataError, first_line
 from cnnedge.image import ImageContract, decode, to_tensor
 from cnnedge.protocols import Runner
-from cnnedge.result import limit_of
 
 GOLDEN = 8  # images
 INDEX = f"{SELFTEST}/selftest.json"

@@ -11,13 +11,13 @@ import numpy as np
 
 from cnnedge.bundle import MANIFEST, Bundle, Manifest, Variant, open_bundle
 from cnnedge.chance import guessing
+from cnnedge.comparison import Comparison, Verdict, compare, judge, limit_of, require_finite
 from cnnedge.data import Dataset, Split
 from cnnedge.errors import BundleError, DataError, GateError, ModelError
 from cnnedge.files import sha256
 from cnnedge.image import ImageContract
 from cnnedge.progress import Progress, silent
 from cnnedge.protocols import Runner
-from cnnedge.result import Comparison, Verdict, compare, judge, limit_of, require_finite
 from cnnedge.runtime import RunSettings, open_variant, runs_on, usable_variants
 from cnnedge.runtime.uint8 import as_taken, scaling_before
 from cnnedge.selftest import (

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "cnnedge"
 FLOORS = [
     {"version", "errors", "kind", "progress", "protocols", "formats", "chance"},
     {"documents", "machine", "partial", "pixels", "runtimes"},
-    {"files", "quiet", "plan", "result"},
+    {"files", "quiet", "plan", "comparison", "measurement"},
     {"archive", "checkpoint", "image", "sections"},
     {"manifest", "metadata", "head", "models", "data"},
     {"bundle", "backends", "sweep"},

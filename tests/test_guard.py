@@ -12,6 +12,7 @@ from test_cli import run as run_command
 from test_export import CASES, export, images, run, settle
 
 from cnnedge.backends.onnxruntime import open_session
+from cnnedge.comparison import Comparison, Verdict, compare, judge
 from cnnedge.graph.precision import achieved_precision
 from cnnedge.graph.write import serialize
 from cnnedge.machine import this_machine
@@ -28,7 +29,6 @@ from cnnedge.quantize import (
 )
 from cnnedge.quantize.equalize import equalize
 from cnnedge.quantize.noise import correct_bias, layer_noise
-from cnnedge.result import Comparison, Verdict, compare, judge
 
 pytestmark = pytest.mark.tf
 

@@ -4,16 +4,8 @@ import numpy as np
 import pytest
 
 from cnnedge.benchmark.statistics import paired_ratio
-from cnnedge.result import (
-    DATA_TYPES,
-    Comparison,
-    Measurement,
-    compare,
-    judge,
-    paired_interval,
-    recommend,
-    top_k,
-)
+from cnnedge.comparison import DATA_TYPES, Comparison, compare, judge, paired_interval, top_k
+from cnnedge.measurement import Measurement, recommend
 
 
 def comparison(lost=0, won=0, n=1000, difference=0.0):

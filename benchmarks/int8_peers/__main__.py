@@ -23,8 +23,8 @@ import numpy as np
 from contest import Entrant, answer, attempt, hold, latency, quantized, result_of, tell, time_round
 
 from cnnedge.benchmark.statistics import paired_ratio
+from cnnedge.comparison import compare
 from cnnedge.machine import this_machine, tool_versions
-from cnnedge.result import compare
 
 SLOWER = 1.05  # than the fastest peer's INT8 is still as fast
 FEWEST = {"rounds": 5, "repeats": 3}  # that settle anything

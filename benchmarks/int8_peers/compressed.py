@@ -19,8 +19,8 @@ import numpy as np
 from contest import Entrant, answer, attempt, hold, latency, quantized, result_of, tell, time_round
 
 from cnnedge.benchmark.statistics import paired_ratio
+from cnnedge.comparison import compare
 from cnnedge.machine import this_machine, tool_versions
-from cnnedge.result import compare
 
 MAX_DROP = 0.5  # points of top-1
 # Times: smaller than FP32, faster than the fastest peer's INT8, faster than Keras. The sizes are

@@ -43,10 +43,10 @@ from cnnedge.backends.onnxruntime import open_session
 from cnnedge.benchmark.interleaved import measure_interleaved
 from cnnedge.benchmark.statistics import paired_ratio
 from cnnedge.bundle import Bundle
+from cnnedge.comparison import compare
 from cnnedge.graph.resize import put_resize
 from cnnedge.image import ImageContract, decode, fit, to_tensor
 from cnnedge.machine import this_machine, tool_versions
-from cnnedge.result import compare
 
 REFERENCE = "Pillow `BILINEAR` (reference)"
 DRAFT = "cnnedge on the file: JPEG decoded at a half, then `BILINEAR`"

@@ -15,9 +15,9 @@ import numpy as np
 
 from cnnedge.errors import BackendError, ModelError, first_line
 from cnnedge.files import scratch_folder
+from cnnedge.measurement import Staged
 from cnnedge.metadata import Ends, TensorFacts
 from cnnedge.quiet import import_onnxruntime
-from cnnedge.result import Staged
 from cnnedge.runtimes import RUNTIMES, GraphFile, RunSettings
 
 import_onnxruntime()  # before anything else loads it, and it talks to its maker

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from cnnedge.benchmark.process import Link
+from cnnedge.comparison import NO_ANSWER, compare, first_answers
 from cnnedge.data import Split
 from cnnedge.errors import BackendError
 from cnnedge.image import ImageContract
 from cnnedge.protocols import Runner
-from cnnedge.result import NO_ANSWER, compare, first_answers
 
 AT_ONCE = 16  # images in a call
 MOST_FLIPS = 24  # of a contestant that are shown

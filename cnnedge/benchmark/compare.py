@@ -15,7 +15,7 @@ import numpy as np
 
 from cnnedge.benchmark.accuracy import unpack
 from cnnedge.benchmark.statistics import block_medians, unpaired_ratio
-from cnnedge.result import paired_interval
+from cnnedge.comparison import paired_interval
 
 TOLERANCE = 0.03  # of a latency: less is nobody's regression
 FEWEST_ROUNDS = 2  # that tell how much one process differs from the next

@@ -17,8 +17,8 @@ from cnnedge.benchmark.environment import lacking
 from cnnedge.benchmark.load import Watch, doubt
 from cnnedge.benchmark.statistics import instabilities, paired_ratio
 from cnnedge.machine import this_machine
+from cnnedge.measurement import GpuTimes, Measurement, Recommendation, recommend
 from cnnedge.progress import Progress, silent
-from cnnedge.result import GpuTimes, Measurement, Recommendation, recommend
 
 WARM_UP_SECONDS = 0.5
 # Blocks of each contestant, however long they take: of fewer, an interval covers too little.

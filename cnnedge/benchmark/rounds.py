@@ -19,8 +19,8 @@ from cnnedge.benchmark.station import WARM_UP
 from cnnedge.benchmark.statistics import block_medians, flatten, unpaired_ratio
 from cnnedge.benchmark.suite import Suite
 from cnnedge.errors import BackendError, ProcessEnded
+from cnnedge.measurement import FEWEST_SAMPLES, GpuTimes
 from cnnedge.progress import Progress, silent
-from cnnedge.result import FEWEST_SAMPLES, GpuTimes
 
 BLOCKS = 4  # of each contestant in a round
 SWEEPS = 2  # turns of each in the other scenarios

@@ -17,7 +17,7 @@ from cnnedge.benchmark.statistics import (
     percentile_bound,
     unpaired_ratio,
 )
-from cnnedge.result import Measurement
+from cnnedge.measurement import Measurement
 
 
 def ms(seconds: float | None) -> float | None:

@@ -27,12 +27,12 @@ from cnnedge.benchmark.rounds import Start, Target, hold_rounds
 from cnnedge.benchmark.rows import peak_rows
 from cnnedge.benchmark.suite import ModelEntry, Suite
 from cnnedge.bundle import MANIFEST, Bundle, open_bundle
+from cnnedge.comparison import require_finite
 from cnnedge.data import Dataset, Split, open_source
 from cnnedge.errors import BackendError, BundleError, CnnEdgeError, DataError, GateError
 from cnnedge.files import scratch_folder, sha256
 from cnnedge.image import to_tensor
 from cnnedge.progress import Progress, silent
-from cnnedge.result import require_finite
 from cnnedge.selftest import in_order_of, recorded_answers, refuse_calibration_images
 from cnnedge.sweep import checkpoint_place, sweep
 

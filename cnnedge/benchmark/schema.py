@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct, field
 
 from cnnedge.benchmark.accuracy import unpack
+from cnnedge.comparison import Comparison
 from cnnedge.documents import Amount, Count, Finite, Points, Positive, Share
-from cnnedge.result import Comparison
 
 Ms = Positive | None
 Interval = tuple[Finite, Finite]

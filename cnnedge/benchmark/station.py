@@ -17,8 +17,8 @@ import numpy as np
 
 from cnnedge.errors import BackendError
 from cnnedge.image import ImageContract, decode, fit
+from cnnedge.measurement import GpuTimes
 from cnnedge.protocols import Runner
-from cnnedge.result import GpuTimes
 
 WARM_UP = 0.5  # seconds at least
 MOST_WARM_UP = 3.0  # seconds; what has not settled by then is measured, and said to be unstable

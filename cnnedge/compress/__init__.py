@@ -20,6 +20,7 @@ import numpy as np
 
 from cnnedge.chance import guessing
 from cnnedge.checkpoint import run_of
+from cnnedge.comparison import Comparison, compare, require_finite
 from cnnedge.compress.budget import require_reachable, steps_of
 from cnnedge.compress.channels import map_channels
 from cnnedge.compress.factorize import split_convolutions, split_dense
@@ -43,7 +44,6 @@ from cnnedge.files import require_keras_file, require_space, require_writable
 from cnnedge.progress import Progress, silent
 from cnnedge.protocols import Runner
 from cnnedge.quiet import require_training_packages
-from cnnedge.result import Comparison, compare, require_finite
 from cnnedge.version import __version__
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from cnnedge.comparison import Comparison
 from cnnedge.compress.channels import ChannelMap
 from cnnedge.compress.options import CompressOptions
 from cnnedge.compress.recovery import RecoveryEpoch
 from cnnedge.compress.rewrite import kept_places
 from cnnedge.errors import ModelError
-from cnnedge.result import Comparison
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from cnnedge.bundle import (
     weights_digest,
     write_labels,
 )
+from cnnedge.comparison import WEIGHT_ONLY, Comparison, Verdict, compare
 from cnnedge.data import Split
 from cnnedge.errors import DataError
 from cnnedge.files import sha256
@@ -32,6 +33,7 @@ from cnnedge.graph.write import serialize, write_onnx
 from cnnedge.head import require_head
 from cnnedge.machine import this_machine, tool_versions
 from cnnedge.manifest import Precision, TargetName
+from cnnedge.measurement import Measurement
 from cnnedge.pipeline.gate import Gate
 from cnnedge.pipeline.int8 import (
     Calibrated,
@@ -46,7 +48,6 @@ from cnnedge.protocols import Runner
 from cnnedge.quantize import NoInt8Error, brief, quantize_dense_weights
 from cnnedge.recipe import Recipe
 from cnnedge.report import render_report
-from cnnedge.result import WEIGHT_ONLY, Comparison, Measurement, Verdict, compare
 from cnnedge.runtime.uint8 import as_taken, scaling_before, taking_uint8
 from cnnedge.sections import DataRecord, Latency, ModelRecord, ReferenceRecord
 from cnnedge.selftest import REFERENCE_ANSWERS, Fingerprints, golden_images, write_selftest

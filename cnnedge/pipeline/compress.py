@@ -17,6 +17,7 @@ import numpy as np
 from cnnedge.benchmark.environment import environment
 from cnnedge.benchmark.interleaved import measure_watched
 from cnnedge.benchmark.load import Watch
+from cnnedge.comparison import Comparison, compare
 from cnnedge.compress import (
     Candidate,
     CompressOptions,
@@ -33,6 +34,7 @@ from cnnedge.errors import DataError, ModelError
 from cnnedge.files import require_keras_file, scratch_folder, write_text
 from cnnedge.graph.write import write_onnx
 from cnnedge.head import PROBABILITIES
+from cnnedge.measurement import Measurement
 from cnnedge.pipeline.hardware import (
     IMAGES,
     Granularity,
@@ -44,7 +46,6 @@ from cnnedge.pipeline.int8 import calibrate_source, calibration_split
 from cnnedge.progress import Progress, silent
 from cnnedge.protocols import Runner
 from cnnedge.recipe import Recipe
-from cnnedge.result import Comparison, Measurement, compare
 from cnnedge.source import Source, resolve
 
 

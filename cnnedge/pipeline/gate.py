@@ -9,11 +9,12 @@ import numpy as np
 
 from cnnedge.benchmark.interleaved import Benchmark
 from cnnedge.chance import guessing
+from cnnedge.comparison import Comparison, Verdict, judge
 from cnnedge.data import Split
 from cnnedge.graph.precision import achieved_precision
+from cnnedge.measurement import Recommendation
 from cnnedge.protocols import Runner
 from cnnedge.recipe import Recipe
-from cnnedge.result import Comparison, Recommendation, Verdict, judge
 from cnnedge.source import Source
 from cnnedge.verify import compare_variants
 

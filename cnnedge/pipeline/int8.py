@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cnnedge.comparison import Comparison, Verdict
 from cnnedge.data import Split
 from cnnedge.data.split import refuse_overlap
 from cnnedge.image import value_range
@@ -33,7 +34,6 @@ from cnnedge.quantize import (
     quantize,
 )
 from cnnedge.recipe import Recipe
-from cnnedge.result import Comparison, Verdict
 from cnnedge.runtime.uint8 import as_taken, scaling_before
 from cnnedge.sections import CalibrationRecord, ConvergencePoint
 from cnnedge.source import Source

@@ -10,11 +10,11 @@ from contextlib import AbstractContextManager
 
 import numpy as np
 
+from cnnedge.comparison import CEILING, PARITY, Comparison, limit_of
 from cnnedge.data import Split
 from cnnedge.image import ImageContract
 from cnnedge.progress import Progress
 from cnnedge.protocols import Runner
-from cnnedge.result import CEILING, PARITY, Comparison, limit_of
 
 DRAWS = 4  # directions in which everything is moved; as many again, twice, where that is too few
 MARGIN = 1.5  # what rounds in halves rounds each layer's result too, not its weights alone

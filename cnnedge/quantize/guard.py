@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cnnedge.comparison import LEAST_ACHIEVED, Comparison, Verdict
 from cnnedge.graph.precision import achieved_precision
 from cnnedge.graph.write import serialize
 from cnnedge.progress import Progress, silent
@@ -28,7 +29,6 @@ from cnnedge.quantize.equalize import equalize
 from cnnedge.quantize.noise import LayerNoise, correct_bias, layer_noise
 from cnnedge.quantize.plan import Plan, make_plan
 from cnnedge.quantize.threshold import METHODS
-from cnnedge.result import LEAST_ACHIEVED, Comparison, Verdict
 
 if TYPE_CHECKING:
     import onnx_ir as ir

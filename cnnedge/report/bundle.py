@@ -11,7 +11,7 @@ from msgspec.structs import asdict
 from cnnedge.benchmark.interleaved import Benchmark
 from cnnedge.benchmark.load import banner
 from cnnedge.bundle import Manifest, Variant
-from cnnedge.result import limit_of
+from cnnedge.comparison import limit_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from cnnedge.bundle import Variant
+from cnnedge.comparison import Status, Verdict
 from cnnedge.errors import BundleError, ModelError
 from cnnedge.files import sha256
 from cnnedge.image import normalizations_of
 from cnnedge.manifest import Precision, TargetName
 from cnnedge.metadata import About, read_metadata
 from cnnedge.protocols import Runner
-from cnnedge.result import Status, Verdict
 from cnnedge.runtime.choice import Choice
 from cnnedge.runtime.contract import check_ends
 from cnnedge.runtime.opening import onnxruntime_backend, open_file

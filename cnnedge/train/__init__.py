@@ -18,13 +18,13 @@ import numpy as np
 
 from cnnedge.chance import against_chance
 from cnnedge.checkpoint import remove_checkpoint
+from cnnedge.comparison import top_k
 from cnnedge.data import Dataset
 from cnnedge.data.stream import Stream
 from cnnedge.errors import ModelError
 from cnnedge.files import require_keras_file, require_space, require_writable
 from cnnedge.progress import Progress, silent
 from cnnedge.quiet import require_training_packages
-from cnnedge.result import top_k
 from cnnedge.train.checkpoint import State, read_state, write_state
 from cnnedge.train.history import EpochReport, best_epoch, draw_history, write_history
 from cnnedge.train.learner import Learner, precision

@@ -19,7 +19,7 @@ from cnnedge.benchmark.station import (
 )
 from cnnedge.benchmark.worker import resolve
 from cnnedge.image import ImageContract
-from cnnedge.result import GpuTimes, Staged
+from cnnedge.measurement import GpuTimes, Staged
 
 SHAPE = (8, 8, 3)
 

@@ -10,7 +10,7 @@ import pytest
 from cnnedge.benchmark.accuracy import confused, confusion, flips, pack, unpack
 from cnnedge.benchmark.compare import compare_results
 from cnnedge.benchmark.pick import pick
-from cnnedge.result import compare
+from cnnedge.comparison import compare
 
 
 def samples_of(ms, noise=0.01, seed=0, rounds=3):

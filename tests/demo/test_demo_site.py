@@ -20,10 +20,10 @@ from click.testing import CliRunner
 
 from cnnedge.bundle import Bundle
 from cnnedge.cli import main
+from cnnedge.comparison import Verdict
 from cnnedge.demo import lay_site, open_server, page_variants
 from cnnedge.demo.runtime import FILES
 from cnnedge.errors import BundleError, CnnEdgeError
-from cnnedge.result import Verdict
 
 
 def demo(*arguments):

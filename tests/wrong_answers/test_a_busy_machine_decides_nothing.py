@@ -25,8 +25,8 @@ from cnnedge.benchmark.suite import ModelEntry, Suite
 from cnnedge.bundle import MANIFEST, open_bundle
 from cnnedge.cli import main
 from cnnedge.machine import Machine
+from cnnedge.measurement import Measurement
 from cnnedge.report import as_csv, as_markdown, render_page
-from cnnedge.result import Measurement
 from cnnedge.runtime import choice
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"

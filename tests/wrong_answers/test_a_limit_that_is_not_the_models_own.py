@@ -18,11 +18,11 @@ from cnnedge.backends.keras import load_model
 from cnnedge.backends.keras_rounding import moved, weights_moved
 from cnnedge.bundle import open_bundle
 from cnnedge.cli import main
+from cnnedge.comparison import CEILING, PARITY, limit_of
 from cnnedge.errors import BundleError
 from cnnedge.pipeline import build, export_bundle
 from cnnedge.recipe import make_recipe
 from cnnedge.report.bundle import variant_rows
-from cnnedge.result import CEILING, PARITY, limit_of
 from cnnedge.selftest import TOLERANCE, tolerance
 from cnnedge.verify import verify_bundle
 

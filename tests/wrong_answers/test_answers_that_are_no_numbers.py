@@ -21,13 +21,13 @@ from cnnedge.benchmark.pick import pick
 from cnnedge.benchmark.station import Station
 from cnnedge.bundle import open_bundle
 from cnnedge.cli import main
+from cnnedge.comparison import DATA_TYPES, compare, judge
 from cnnedge.data import open_source
 from cnnedge.errors import BackendError, GateError, ModelError
 from cnnedge.package.archive import write_archive
 from cnnedge.package.single import write_single
 from cnnedge.pipeline import build, export_bundle
 from cnnedge.recipe import make_recipe
-from cnnedge.result import DATA_TYPES, compare, judge
 from cnnedge.runtime import Choice, Classifier
 from cnnedge.selftest import INDEX, run_selftest
 from cnnedge.verify import verify_bundle

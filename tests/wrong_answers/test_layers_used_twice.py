@@ -9,6 +9,7 @@ from keras import layers
 
 from cnnedge.backends.keras import predict
 from cnnedge.backends.onnxruntime import open_session
+from cnnedge.comparison import Verdict, compare
 from cnnedge.export import export_onnx
 from cnnedge.graph.float16 import to_float16
 from cnnedge.graph.precision import achieved_precision
@@ -24,7 +25,6 @@ from cnnedge.quantize import (
     quantize,
     quantize_dense_weights,
 )
-from cnnedge.result import Verdict, compare
 
 pytestmark = pytest.mark.tf
 

@@ -12,10 +12,10 @@ from keras import layers
 
 from cnnedge.backends.keras_network import open_network
 from cnnedge.backends.keras_precision import coarsest, computes_in
+from cnnedge.comparison import limit_of
 from cnnedge.errors import ModelError
 from cnnedge.pipeline import export_bundle
 from cnnedge.recipe import make_recipe
-from cnnedge.result import limit_of
 
 pytestmark = pytest.mark.tf
 

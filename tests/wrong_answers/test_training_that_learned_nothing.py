@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from conftest import SIZE
 
 from cnnedge.chance import Chance, against_chance, better, binomial_tail
+from cnnedge.comparison import judge
 from cnnedge.data import Dataset, Split
-from cnnedge.result import judge
 from cnnedge.train import EpochReport, TrainOptions, train_model
 
 pytest.importorskip("keras")
@@ -279,7 +279,7 @@ def test_verify_and_bench_say_it_too(bundle, noise):
 
 
 def test_no_verdict_is_passed_on_a_model_that_guesses():
-    from cnnedge.result import compare
+    from cnnedge.comparison import compare
 
     answers = np.eye(2, dtype=np.float32)[np.zeros(400, int)]
     found = compare(answers, answers, np.arange(400) % 2)

@@ -24,9 +24,9 @@ from cnnedge.backends.gpu import Gpu
 from cnnedge.backends.tensorrt.library import Library, Messages
 from cnnedge.errors import BackendError
 from cnnedge.files import atomic_path
+from cnnedge.measurement import GpuTimes
 from cnnedge.metadata import Ends, TensorFacts
 from cnnedge.plan import Profile
-from cnnedge.result import GpuTimes
 
 log = logging.getLogger("cnnedge.tensorrt")
 
