@@ -5,11 +5,13 @@ The library raises; the command line turns an error into one line and an exit co
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 MOST = 290  # characters of a message: with `error: ` before it a line stays below 300
 _MOST_FIX = 180
 _MOST_REASON = 160
+_LONG_PATH = re.compile(r"(?<![\w.])(?:/[^\s/;:,'\"()]+){3,}")
 # What reverses the order of the text after it, on a terminal.
 _REORDERS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 # What reading JSON from elsewhere may raise, and taking what is not of its expected form apart.
@@ -34,6 +36,8 @@ class CnnEdgeError(Exception):
     """
 
     def __init__(self, what: str, *, fix: str | None = None) -> None:
+        if fix is not None and len(what) + len(fix) > MOST:
+            fix = _LONG_PATH.sub(_its_end, fix)
         self.fix = None if fix is None else one_line(fix, _MOST_FIX)
         left = MOST - (0 if self.fix is None else len(self.fix) + 2)
         self.what = one_line(what, left)
@@ -90,15 +94,24 @@ def first_line(error: BaseException) -> str:
 
 
 def one_line(text: str, most: int) -> str:
-    """Return a text in one line of at most ``most`` characters; what is cut is cut in its middle.
+    """Return a text in one line of at most ``most`` characters.
 
-    Its beginning names the thing, and its end says what is wrong.
+    Where it is longer, its long paths lose their beginnings first: their ends tell them apart. What
+    is still too long is cut in its middle: its beginning names the thing, and its end says what is
+    wrong.
     """
     line = printable(" ".join(text.split()))
+    if len(line) > most:
+        line = _LONG_PATH.sub(_its_end, line)
     if len(line) <= most:
         return line
     end = most // 3
     return f"{line[: most - end - 3]} … {line[-end:]}"
+
+
+def _its_end(path: re.Match[str]) -> str:
+    end = "/".join(path[0].rsplit("/", 2)[1:])
+    return f"…/{end}" if len(end) + 2 < len(path[0]) else path[0]
 
 
 def printable(text: str) -> str:

@@ -131,8 +131,9 @@ def _divided(root: Tree) -> Layout:
 def _require_same_classes(split: Tree, train: Tree) -> None:
     held, wanted = set(labelled(split)), set(labelled(train))
     more, less = sorted(held - wanted), sorted(wanted - held)
-    differ = [f"has classes that {train.path} lacks: {some(more)}"] if more else []
-    differ += [f"lacks classes that {train.path} has: {some(less)}"] if less else []
+    name = train.path.name  # of two long paths the middle would be cut, and with it the classes
+    differ = [f"has classes that {name} lacks: {some(more)}"] if more else []
+    differ += [f"lacks classes that {name} has: {some(less)}"] if less else []
     if differ:
         raise DataError(
             f"{split.path} {'; it '.join(differ)}", fix="give both the same class folders"

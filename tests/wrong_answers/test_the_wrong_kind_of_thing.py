@@ -229,7 +229,23 @@ def test_a_whole_configuration_is_not_printed(tmp_path, things):
             out.writestr(entry, json.dumps(config) if is_config else source.read(entry))
     line = error_of("inspect", path)
     assert len(line) <= LONGEST
-    assert f"Keras cannot load {path}: " in line
+    assert line.startswith("error: Keras cannot load ")
+    assert f"{path.name}: " in line
+
+
+def test_long_paths_are_shortened_before_what_is_said_of_them():
+    """The middle was cut, and with it which classes differ, wherever the data lay deep."""
+    deep = "/data/of/a/customer/" + "a_project_with_a_long_name/" * 5
+    error = CnnEdgeError(
+        f"{deep}photos/val has classes that {deep}photos/train lacks: c; it lacks: b",
+        fix=f"see {deep}photos",
+    )
+    assert str(error) == (
+        "…/photos/val has classes that …/photos/train lacks: c; it lacks: b; "
+        "see …/a_project_with_a_long_name/photos"
+    )
+    short = CnnEdgeError("/data/photos/val lacks: c", fix="see /data/photos/train")
+    assert str(short) == "/data/photos/val lacks: c; see /data/photos/train"
 
 
 def test_a_long_text_keeps_its_beginning_its_end_and_what_to_do():
