@@ -42,6 +42,10 @@ def test_every_command_in_the_readme_parses(line):
 @pytest.mark.tf
 def test_the_tour_runs_as_it_stands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    # How long is measured is not of interest either; see `short_turns` of test_bench_cli.
+    monkeypatch.setattr("cnnedge.benchmark.rounds.TURN_SECONDS", 0.05)
+    monkeypatch.setattr("cnnedge.benchmark.rounds.WARM_UP", 0.0)
+    monkeypatch.setattr("cnnedge.benchmark.run.PEAK_SECONDS", 0.02)
     tour = next(block for block in blocks("sh") if "cnnedge train" in block)
     for line in tour.splitlines():
         line = re.sub(r"--epochs \d+", "--epochs 2", line)  # how long it learns is not of interest
