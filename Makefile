@@ -46,8 +46,9 @@ lint: $(READY)
 unit: $(READY)
 	$(BIN)/pytest -m unit -n 2
 
+# Three workers on two cores: a third of the time a test waits for a process of its own.
 test: lint
-	$(BIN)/pytest -n 2 --dist loadfile --durations=25 -rfE
+	$(BIN)/pytest -n 3 --dist loadfile --durations=25 -rfE
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info
