@@ -7,8 +7,8 @@ from functools import cache
 from importlib import import_module
 
 # Only these are opened. Pillow knows forty more, some of which start other programs (EPS) or were
-# last looked at decades ago.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+# last looked at decades ago. Those come first that Pillow knows without loading all of these.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF")
 _SUFFIXES = frozenset(
     {
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp"),

@@ -253,6 +253,7 @@ def _open(source: Any) -> PillowImage:
     # The warnings module's state is global, hence the lock.
     with _bomb_filter, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        Image.preinit()  # or a format that is named makes it load all forty
         try:
             return Image.open(stream, formats=FORMATS)
         except UnidentifiedImageError:

@@ -18,7 +18,7 @@ from cuda.bindings import runtime as cuda
 from PIL import Image
 
 # What cnnedge itself opens; Pillow knows forty more, some of which start other programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF")
 
 
 def call(function, *arguments):

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 TIMEOUT = 60  # seconds
 
 # What cnnedge itself opens; Pillow knows forty more, some of which start other programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF")
 
 
 class Model:

@@ -20,7 +20,7 @@ import onnxruntime as ort
 from PIL import Image, ImageOps
 
 # Pillow reads many more, and starts another program for some of them.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF")
 ORIENTATION = 0x0112  # EXIF: how the camera was held
 SIDEWAYS = (5, 6, 7, 8)
 MOST_PIXELS = 89_478_485  # of the picture between the two passes of the resize
@@ -68,6 +68,7 @@ def tensor(photo, contract):
 
 def decode(photo, contract):
     """Return it upright, in 8-bit RGB, first frame, transparency laid on white."""
+    Image.preinit()  # or a format that is named makes it load all forty
     with Image.open(photo, formats=FORMATS) as picture:
         turned = picture.getexif().get(ORIENTATION, 1)
         if picture.format == "JPEG":
