@@ -18,6 +18,9 @@ from typing import Any
 import numpy as np
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# OpenVINO and NNCF tell their maker of each use through this package, and do without it where it is
+# not there: in this process it is not.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 SETTLE_SECONDS = 0.1  # another contestant's threads may still be spinning
 
 Answer = Callable[[np.ndarray], np.ndarray]
